@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from st_hardneg.corpus import Corpus, Ids, NumberedPositives, TextColumn, same_text_key
+
 
 @dataclass(frozen=True)
 class KnownPositives:
@@ -61,9 +63,152 @@ class KnownPositives:
         Returns:
             Boolean tensor of shape ``(m, c)``.
         """
+        return self.contains(query_ids, corpus_ids[None, :].expand(len(query_ids), -1))
+
+    def contains(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Tell for every query which of its own row of corpus texts are right answers.
+
+        Args:
+            query_ids: int64 of shape ``(m,)``.
+            corpus_ids: int64 of shape ``(m, k)``; -1 stands for "no text" and is never right.
+
+        Returns:
+            Boolean tensor of shape ``(m, k)``.
+        """
         if not len(self.keys):
-            return torch.zeros(len(query_ids), len(corpus_ids), dtype=torch.bool, device=query_ids.device)
+            return torch.zeros_like(corpus_ids, dtype=torch.bool)
         identity = self.identities[corpus_ids.clamp(min=0)]
-        wanted = query_ids[:, None] * len(self.identities) + identity[None, :]
-        place = torch.searchsorted(self.keys, wanted.contiguous()).clamp(max=len(self.keys) - 1)
-        return (self.keys[place] == wanted) & (corpus_ids >= 0)[None, :]
+        wanted = (query_ids[:, None] * len(self.identities) + identity).contiguous()
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return (self.keys[place] == wanted) & (corpus_ids >= 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The unique queries of a dataset of (anchor, positive) rows and their right answers.
+
+    Args:
+        anchors: The anchors, one per row.
+        row_query: int64 of shape ``(num_rows,)``: the query of each row. Rows with exactly the same anchor are one
+            query.
+        row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
+        first_row: int64 of shape ``(num_queries,)``: the first row of each query.
+        positive_offsets: int64 of shape ``(num_queries + 1,)``: where each query's part of ``positive_ids`` starts.
+        positive_ids: int64 of shape ``(num_positives,)``: corpus ids of each query's positives, in order of
+            appearance, each text once.
+        own_positives: Each query's positives by id, to tell them from duplicates of them.
+        known: Who must never be whose negative: each query's positives, those of every query with the same text
+            identity, and the query's own text.
+        own_identity: int64 of shape ``(num_queries,)``: the identity under which the query's own text is in the
+            corpus, or -1.
+    """
+
+    anchors: TextColumn
+    row_query: Ids
+    row_positive: Ids
+    first_row: Ids
+    positive_offsets: Ids
+    positive_ids: Ids
+    own_positives: KnownPositives
+    known: KnownPositives
+    own_identity: Ids
+
+    @property
+    def num_rows(self) -> int:
+        """Number of (anchor, positive) rows."""
+        return len(self.row_query)
+
+    @property
+    def num_queries(self) -> int:
+        """Number of unique anchors."""
+        return len(self.first_row)
+
+    @property
+    def num_positives(self) -> Ids:
+        """Number of distinct positives of each query, int64 of shape ``(num_queries,)``."""
+        return np.diff(self.positive_offsets)
+
+    def query_texts(self) -> list[str]:
+        """Return the text of every query."""
+        return self.anchors.take(self.first_row)
+
+
+def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives: bool = True) -> Pairs:
+    """Find the unique queries of the rows, and everything that is known to be right for each.
+
+    Args:
+        anchors: The anchors, one per row.
+        numbered: The corpus and the rows' positives in it.
+        share_positives: Whether queries that are the same text but for case, whitespace and Unicode form count each
+            other's positives as their own (in margins, too). They are excluded as negatives in any case.
+    """
+    query_of_text: dict[str, int] = {}
+    group_of_key: dict[bytes, int] = {}
+    row_query = np.empty(len(anchors), dtype=np.int64)
+    first_row: list[int] = []
+    group: list[int] = []
+    own: list[int] = []
+    row = 0
+    for texts in anchors.batches():
+        for text in texts:
+            query = query_of_text.setdefault(text, len(first_row))
+            if query == len(first_row):
+                key = same_text_key(text)
+                first_row.append(row)
+                group.append(group_of_key.setdefault(key, len(group_of_key)))
+                own.append(numbered.first_with_key.get(key, -1))
+            row_query[row] = query
+            row += 1
+
+    groups = np.asarray(group, dtype=np.int64)
+    own_identity = np.asarray(own, dtype=np.int64)
+    exact = (row_query, numbered.row_positive)
+    shared = exact if len(group_of_key) == len(groups) else _share_within_groups(exact, groups)
+    offsets, ids = _by_query(*(shared if share_positives else exact), len(groups), len(numbered.corpus))
+    by_id = torch.arange(len(numbered.corpus))
+    owner = np.repeat(np.arange(len(groups)), np.diff(offsets))
+    own_keys = torch.from_numpy(np.sort(owner * len(numbered.corpus) + ids))
+    return Pairs(
+        anchors,
+        row_query,
+        numbered.row_positive,
+        np.asarray(first_row, dtype=np.int64),
+        offsets,
+        ids,
+        KnownPositives(by_id, own_keys),
+        _known_positives(shared, own_identity, numbered.corpus),
+        own_identity,
+    )
+
+
+def _share_within_groups(pairs: tuple[Ids, Ids], groups: Ids) -> tuple[Ids, Ids]:
+    """Give every query the positives of all queries of its group."""
+    queries, positives = pairs
+    members: dict[int, list[int]] = {}
+    for query, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(query)
+    lists = [members[group] for group in groups[queries].tolist()]
+    others = np.asarray([query for queries_ in lists for query in queries_], dtype=np.int64)
+    # A query's own positives come first, in the order of its rows.
+    return (
+        np.concatenate([queries, others]),
+        np.concatenate([positives, np.repeat(positives, [len(queries_) for queries_ in lists])]),
+    )
+
+
+def _by_query(queries: Ids, positives: Ids, num_queries: int, num_texts: int) -> tuple[Ids, Ids]:
+    """Sort pairs by query, keeping each pair's first appearance and that order."""
+    _, first = np.unique(queries * num_texts + positives, return_index=True)
+    first.sort()
+    order = first[np.argsort(queries[first], kind="stable")]
+    counts = np.bincount(queries[order], minlength=num_queries)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), positives[order]
+
+
+def _known_positives(pairs: tuple[Ids, Ids], own_identity: Ids, corpus: Corpus) -> KnownPositives:
+    queries, positives = pairs
+    has_own = np.flatnonzero(own_identity >= 0)
+    keys = np.concatenate(
+        [queries * len(corpus) + corpus.identities[positives], has_own * len(corpus) + own_identity[has_own]]
+    )
+    return KnownPositives(torch.from_numpy(corpus.identities), torch.from_numpy(np.unique(keys)))

@@ -1,0 +1,204 @@
+"""MiningConfig: the whole recipe of a mining run, as one value."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+SamplingStrategy = Literal["top", "random"]
+RankWindow = Literal["survivors", "raw"]
+Shortfall = Literal["drop", "random", "repeat", "error"]
+
+# With a filter that removes candidates, ST looks ten times as deep per negative asked for; so do we.
+_DEPTH_PER_NEGATIVE = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningConfig:
+    """How negatives are searched, filtered and chosen. Frozen, and validated once, when it is made.
+
+    Fields that ``sentence_transformers.util.mine_hard_negatives`` also has carry its name, meaning and default. A
+    score is always a similarity: higher is closer.
+
+    Args:
+        num_negatives: Negatives per (anchor, positive) row.
+        range_min: How many of the closest remaining candidates to skip.
+        range_max: How many of the closest candidates to consider. None chooses ``range_min + num_negatives`` plus the
+            query's number of positives, with 10 times as many negatives if a filter may remove candidates.
+        max_score: Drop candidates that score above this.
+        min_score: Drop candidates that score below this.
+        absolute_margin: Drop candidates that score above the query's lowest positive score minus this. Below 0, as
+            in ST, it lets candidates through that score somewhat above the positive.
+        relative_margin: Drop candidates that score above ``p - |p| * relative_margin``, where ``p`` is the query's
+            lowest positive score; 0.05 keeps what scores at most 95 % of the positive (TopK-PercPos of NV-Retriever,
+            https://huggingface.co/papers/2407.15831).
+        max_positive_similarity: Drop candidates whose similarity to one of the query's own positives is above this:
+            near-duplicates of a right answer.
+        min_words: Drop candidates with fewer whitespace-separated words.
+        exclude_pattern: Drop candidates in which this regular expression is found.
+        sampling_strategy: ``"top"`` takes the closest candidates of the window, ``"random"`` draws uniformly from it.
+        rank_window: Whether ``range_min`` and ``range_max`` count the ``"survivors"`` of the filters, as ST does, or
+            ``"raw"`` ranks as retrieved, in which positives take up places, as FlagEmbedding does.
+        shortfall: What to do where fewer than ``num_negatives`` are found: ``"drop"`` leaves the slots empty,
+            ``"random"`` fills them with random corpus texts that pass every filter, ``"repeat"`` repeats the row's own
+            negatives, ``"error"`` raises.
+        query_prompt_name: Name of the model's prompt for queries.
+        query_prompt: Prompt for queries; takes precedence over the name.
+        corpus_prompt_name: Name of the model's prompt for corpus texts.
+        corpus_prompt: Prompt for corpus texts; takes precedence over the name.
+        batch_size: Texts encoded at once.
+        use_faiss: Search with FAISS instead of ``semantic_search``. Needs the extra ``faiss``.
+        faiss_index: FAISS index factory string; ``"Flat"`` is exact.
+        query_chunk_size: Queries searched and filtered at once; bounds memory.
+        corpus_chunk_size: Corpus texts compared at once in exact search; bounds memory.
+        semi_hard_margin: Margin by which the report tells easy from semi-hard negatives. Changes no result.
+        seed: Seed of every random draw. The same draw comes out whatever the chunking.
+
+    Raises:
+        TypeError: If a field has the wrong type.
+        ValueError: If a value is out of range, or two contradict each other.
+
+    Example:
+        >>> MiningConfig(num_negatives=4, relative_margin=0.05).window(num_positives=1)
+        (0, 41)
+    """
+
+    num_negatives: int = 3
+    range_min: int = 0
+    range_max: int | None = None
+    max_score: float | None = None
+    min_score: float | None = None
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    max_positive_similarity: float | None = None
+    min_words: int | None = None
+    exclude_pattern: str | None = None
+    sampling_strategy: SamplingStrategy = "top"
+    rank_window: RankWindow = "survivors"
+    shortfall: Shortfall = "drop"
+    query_prompt_name: str | None = None
+    query_prompt: str | None = None
+    corpus_prompt_name: str | None = None
+    corpus_prompt: str | None = None
+    batch_size: int = 32
+    use_faiss: bool = False
+    faiss_index: str = "Flat"
+    query_chunk_size: int = 512
+    corpus_chunk_size: int = 100_000
+    semi_hard_margin: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name in ("num_negatives", "batch_size", "query_chunk_size", "corpus_chunk_size"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("range_min", "seed"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("min_words", "semi_hard_margin"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 0, "at least 0")
+        for name, choices in (
+            ("sampling_strategy", SamplingStrategy),
+            ("rank_window", RankWindow),
+            ("shortfall", Shortfall),
+        ):
+            self._check(name, getattr(self, name) in get_args(choices), f"one of {list(get_args(choices))}")
+        self._check_window()
+        self._check_pattern()
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(
+                f"Expected `min_score` to be at most `max_score`, got {self.min_score} and {self.max_score}: no "
+                "candidate can pass both. Lower the one or raise the other."
+            )
+        if self.faiss_index != "Flat" and not self.use_faiss:
+            raise ValueError(
+                f"`faiss_index={self.faiss_index!r}` has no effect without FAISS. Set `use_faiss=True`, too."
+            )
+
+    def _check_window(self) -> None:
+        if self.range_max is None:
+            return
+        room = self.range_max - self.range_min
+        if room < self.num_negatives:
+            raise ValueError(
+                f"Cannot keep `num_negatives={self.num_negatives}`: the window from `range_min={self.range_min}` to "
+                f"`range_max={self.range_max}` holds {max(room, 0)} candidates. Lower `num_negatives` or raise "
+                "`range_max`."
+            )
+
+    def _check_pattern(self) -> None:
+        if self.exclude_pattern is not None:
+            try:
+                re.compile(self.exclude_pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"Expected `exclude_pattern` to be a regular expression, got {self.exclude_pattern!r} ({error}). "
+                    "Escape literal text with `re.escape`."
+                ) from None
+
+    def _check(self, name: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise ValueError(f"Expected `{name}` to be {wanted}, got {getattr(self, name)!r}. Choose another value.")
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            annotation = str(field.type)
+            if value is None and "None" in annotation:
+                continue
+            if annotation.startswith("bool"):
+                good, wanted = isinstance(value, bool), "True or False"
+            elif annotation.startswith("int"):
+                good, wanted = isinstance(value, int) and not isinstance(value, bool), "an integer"
+            elif annotation.startswith("float"):
+                good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                wanted = "a finite number"
+            else:
+                good, wanted = isinstance(value, str), "a string"
+            if not good:
+                raise TypeError(
+                    f"Expected `{field.name}` to be {wanted}, got {value!r} ({type(value).__name__}). "
+                    "Pass a value of that type."
+                )
+
+    @property
+    def may_remove(self) -> bool:
+        """Whether a filter is set that may remove any of the closest candidates."""
+        bounds = (self.max_score, self.absolute_margin, self.relative_margin, self.max_positive_similarity)
+        return any(bound is not None for bound in (*bounds, self.min_words, self.exclude_pattern))
+
+    def window(self, num_positives: int, *, rescored: bool = False) -> tuple[int, int]:
+        """Return the first rank that is considered and the one after the last.
+
+        Args:
+            num_positives: How many positives the query has; they take up places among what is retrieved.
+            rescored: Whether a cross encoder reorders the candidates, so that ``min_score`` may remove the closest.
+        """
+        if self.range_max is not None:
+            return self.range_min, self.range_max
+        deep = self.may_remove or (rescored and self.min_score is not None)
+        depth = self.num_negatives * (_DEPTH_PER_NEGATIVE if deep else 1)
+        return self.range_min, self.range_min + depth + num_positives
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary of plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MiningConfig:
+        """Make a config from what :meth:`to_dict` returned.
+
+        Raises:
+            ValueError: If a key is not a field.
+        """
+        names = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in names:
+                close = get_close_matches(str(key), names, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"Expected fields of MiningConfig, got {key!r}. Fields are {names}.{hint}")
+        return cls(**values)

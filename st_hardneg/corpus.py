@@ -1,0 +1,292 @@
+"""Every text that can be a negative: one numbering, ids, columns, text identity."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from datasets import Dataset, concatenate_datasets
+
+Ids = npt.NDArray[np.int64]
+"""Row numbers; shapes are given where they are used."""
+
+_READ_ROWS = 10_000
+_ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
+
+
+def same_text_key(text: str) -> bytes:
+    """Digest that two texts share when a reader would call them the same text.
+
+    Unicode is normalised to NFKC, case is folded, runs of whitespace become one space.
+
+    Example:
+        >>> same_text_key("  Straße\\n 1") == same_text_key("STRASSE 1")
+        True
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _digest(" ".join(text.casefold().split()))
+
+
+def _digest(text: str) -> bytes:
+    # 16 bytes instead of the text keep a dictionary of millions of texts small; "surrogatepass" because
+    # scraped text holds lone surrogates, and they must not crash a mining run.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class TextColumn:
+    """A column of texts, read by row number, in memory or memory-mapped as its dataset is.
+
+    Args:
+        dataset: The dataset that holds the column.
+        name: The column.
+    """
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self._dataset = dataset.with_format(None).select_columns([name])
+        self._name = name
+        self._open()
+
+    def _open(self) -> None:
+        self._chunks = self._dataset.data.column(self._name)
+        indices = self._dataset._indices
+        self._indices: Ids | None = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, rows: Sequence[int] | Ids) -> list[str]:
+        """Return the texts of these row numbers, in their order."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        if self._indices is not None:
+            numbers = self._indices[numbers]
+        # Arrow resolves the chunk of a single row number by itself; `take` on a column of many chunks
+        # would copy the whole column first.
+        chunks = self._chunks
+        return [chunks[number].as_py() for number in numbers.tolist()]
+
+    def batches(self, size: int = _READ_ROWS) -> Iterator[list[Any]]:
+        """Yield all texts in order, in lists of at most ``size``."""
+        for start in range(0, len(self), size):
+            if self._indices is None:
+                yield self._chunks.slice(start, size).to_pylist()
+            else:
+                yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_dataset": self._dataset, "_name": self._name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def check_text_column(dataset: Dataset, name: str, parameter: str) -> None:
+    """Make sure that a column exists, holds text and has no missing or empty text.
+
+    Args:
+        dataset: The dataset.
+        name: The column's name.
+        parameter: What to call the column in the error, such as ``"anchor_column_name"``.
+
+    Raises:
+        ValueError: If the column is missing, or some of its texts are ``None`` or empty (their rows are named).
+        TypeError: If the column does not hold text.
+    """
+    if name not in dataset.column_names:
+        close = get_close_matches(name, dataset.column_names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"`{parameter}={name!r}` is not a column of the dataset. Columns are {dataset.column_names}.{hint}"
+        )
+    dtype = getattr(dataset.features[name], "dtype", None)
+    if dtype not in ("string", "large_string"):
+        raise TypeError(
+            f"Expected the column {name!r} to hold text (strings), got {dataset.features[name]}. "
+            "Name a text column, or turn this one into text with `dataset.map`."
+        )
+    bad: list[int] = []
+    row = 0
+    for texts in TextColumn(dataset, name).batches():
+        bad += [row + i for i, text in enumerate(texts) if text is None or not text.strip()]
+        row += len(texts)
+    if bad:
+        shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
+        raise ValueError(
+            f"Expected a text in every row of the column {name!r}, got None or an empty text in {len(bad):,} "
+            f"row{'s' if len(bad) > 1 else ''}: {shown}. Remove them, for example with "
+            f"`dataset.filter(lambda row: row[{name!r}] and row[{name!r}].strip())`."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All texts that can be a negative, under one numbering.
+
+    The numbers (corpus ids) are the rows of the given corpus, then the positives that are missing from it.
+
+    Args:
+        texts: The texts; row number = corpus id.
+        identities: int64 of shape ``(num_texts,)``: the lowest corpus id that carries the same text
+            (see :func:`same_text_key`).
+        searched: int64 of shape ``(num_searched,)``: the corpus ids that are searched. Equal texts are searched
+            once, or a row could be given the same negative twice.
+        num_given: How many of the texts were given as the corpus.
+        given: The given corpus with all of its columns, if it was a dataset.
+        id_column: The column of ``given`` that holds the caller's own ids, if there is one.
+    """
+
+    texts: TextColumn
+    identities: Ids
+    searched: Ids
+    num_given: int
+    given: Dataset | None = None
+    id_column: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def external_ids(self, corpus_ids: Ids) -> list[str | None]:
+        """Return the caller's own ids of these corpus ids; None where a text was not part of the given corpus."""
+        if self.given is None or self.id_column is None:
+            return [None] * len(corpus_ids)
+        known = self.given[self.id_column]
+        return [str(known[int(i)]) if 0 <= i < self.num_given else None for i in corpus_ids]
+
+
+@dataclass(frozen=True, eq=False)
+class NumberedPositives:
+    """A corpus, which of its texts each row's positive is, and where to find a text in it.
+
+    Args:
+        corpus: The corpus.
+        row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
+        first_with_key: The lowest corpus id of each text identity, by :func:`same_text_key`.
+    """
+
+    corpus: Corpus
+    row_positive: Ids
+    first_with_key: dict[bytes, int]
+
+
+def number_texts(
+    positives: TextColumn,
+    corpus: Sequence[str] | Dataset | None = None,
+    *,
+    distinct: Literal["identity", "text"] = "identity",
+    allow_empty: bool = False,
+) -> NumberedPositives:
+    """Give every text that can be a negative its number.
+
+    Args:
+        positives: The positives, one per row.
+        corpus: Further texts, or None for the positives alone.
+        distinct: Search one text per ``"identity"`` (what :func:`same_text_key` calls the same), or one per exact
+            ``"text"``, as ``sentence_transformers.util.mine_hard_negatives`` does.
+        allow_empty: Whether the corpus may hold empty texts.
+
+    Raises:
+        ValueError: If the corpus is empty or has empty texts, or no text column can be made out.
+        TypeError: If the corpus is neither a list of texts nor a Dataset.
+    """
+    given, text_column, id_column = _given_corpus(corpus, positives, allow_empty)
+    id_of_text: dict[bytes, int] = {}
+    first_with_key: dict[bytes, int] = {}
+    identities: list[int] = []
+    unique_texts: list[int] = []
+
+    def number(text: str) -> None:
+        corpus_id = len(identities)
+        if id_of_text.setdefault(_digest(text), corpus_id) == corpus_id:
+            unique_texts.append(corpus_id)
+        identities.append(first_with_key.setdefault(same_text_key(text), corpus_id))
+
+    if given is not None:
+        for texts in TextColumn(given, text_column).batches():
+            for text in texts:
+                number(text)
+    num_given = len(identities)
+    row_positive = np.empty(len(positives), dtype=np.int64)
+    missing: list[str] = []
+    row = 0
+    for texts in positives.batches():
+        for text in texts:
+            corpus_id = id_of_text.get(_digest(text))
+            if corpus_id is None:
+                corpus_id = len(identities)
+                number(text)
+                missing.append(text)
+            row_positive[row] = corpus_id
+            row += 1
+
+    identity = np.asarray(identities, dtype=np.int64)
+    if distinct == "identity":
+        searched = np.flatnonzero(identity == np.arange(len(identity)))
+    else:
+        searched = np.asarray(unique_texts, dtype=np.int64)
+    column = _one_column(given, text_column, missing)
+    numbered = Corpus(column, identity, searched, num_given, None if id_column is None else given, id_column)
+    return NumberedPositives(numbered, row_positive, first_with_key)
+
+
+def _one_column(given: Dataset | None, text_column: str, missing: list[str]) -> TextColumn:
+    parts = []
+    if given is not None:
+        only = given.with_format(None).select_columns([text_column])
+        parts.append(only if text_column == "text" else only.rename_column(text_column, "text"))
+    if missing or not parts:
+        parts.append(Dataset.from_dict({"text": missing}, features=parts[0].features if parts else None))
+    return TextColumn(parts[0] if len(parts) == 1 else concatenate_datasets(parts), "text")
+
+
+def _given_corpus(
+    corpus: Sequence[str] | Dataset | None, positives: TextColumn, allow_empty: bool
+) -> tuple[Dataset | None, str, str | None]:
+    """Return the corpus as a dataset, its text column and its id column."""
+    if corpus is None:
+        return None, "text", None
+    if isinstance(corpus, Dataset):
+        dataset, text_column = corpus, _text_column_of(corpus, positives._name)
+    elif isinstance(corpus, Sequence) and not isinstance(corpus, str):
+        wrong = next((i for i, text in enumerate(corpus) if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise TypeError(
+                f"Expected `corpus` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
+                "Pass strings only."
+            )
+        dataset, text_column = Dataset.from_dict({"text": list(corpus)}), "text"
+    else:
+        raise TypeError(
+            f"Expected `corpus` to be a list of texts, a `datasets.Dataset` or None, got {type(corpus).__name__}. "
+            "Turn it into one of these."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine "
+                         "among the positives.")
+    if not allow_empty:
+        check_text_column(dataset, text_column, "corpus")
+    id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
+    return dataset, text_column, id_column
+
+
+def _text_column_of(corpus: Dataset, positive_column: str) -> str:
+    strings = [
+        name
+        for name in corpus.column_names
+        if getattr(corpus.features[name], "dtype", None) in ("string", "large_string") and name not in _ID_COLUMNS
+    ]
+    for name in ("text", positive_column):
+        if name in corpus.column_names:
+            return name
+    if len(strings) == 1:
+        return strings[0]
+    raise ValueError(
+        f"Expected the corpus to have a column 'text' or {positive_column!r}, or one text column only, got "
+        f"{corpus.column_names}. Rename the column that holds the texts to 'text'."
+    )

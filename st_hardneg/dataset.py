@@ -1,0 +1,726 @@
+"""HardNegativeDataset: computes a mining, applies it to the table, hands out views and copies."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from sentence_transformers import SimilarityFunction
+
+from st_hardneg import shortfall, storage
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus import Corpus, Ids, TextColumn, check_text_column, number_texts
+from st_hardneg.encoding import Encodings
+from st_hardneg.errors import MiningError, NotMinedError
+from st_hardneg.filters import ExtraFilter
+from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
+from st_hardneg.hardness import hardness_shares
+from st_hardneg.hub import push_mined
+from st_hardneg.mining import Mined, Previous, Recipe, mine_negatives, require_any
+from st_hardneg.pairs import KnownPositives, Pairs, pair_up
+from st_hardneg.report import MiningReport, peak_memory_mb, summarize
+from st_hardneg.scoring import Scoring, embed
+from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+from st_hardneg.table import NegativeTable
+from st_hardneg.view import WEIGHT_UNIT, LiveView
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+@dataclass(frozen=True, eq=False)
+class Mining:
+    """The outcome of one mining run, row by row, before or after it is applied.
+
+    Args:
+        negative_ids: int64 of shape ``(num_rows, num_negatives)``: corpus ids; -1 where empty.
+        negative_scores: float32 of the same shape: the model's similarity of anchor and negative; -inf where empty.
+        chosen_by: float32 of the same shape: the scores that filters and order went by, a cross encoder's if there
+            is one.
+        ranks: int64 of the same shape: place among what the search returned, from 0; -1 where it came otherwise.
+        origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.shortfall`.
+        positive_scores: float32 of shape ``(num_rows,)``: the model's similarity of anchor and positive.
+        report: The report.
+    """
+
+    negative_ids: Ids
+    negative_scores: npt.NDArray[np.float32]
+    chosen_by: npt.NDArray[np.float32]
+    ranks: Ids
+    origin: npt.NDArray[np.int8]
+    positive_scores: npt.NDArray[np.float32]
+    report: MiningReport
+
+
+class HardNegativeDataset:
+    """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
+
+    Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
+    returned as its negative: not its positives over all rows, not the anchor, not a text that differs from one of these
+    only in case, whitespace or Unicode form.
+
+    Args:
+        dataset: The rows. The first two columns are anchor and positive unless named. A column ``weight`` of numbers
+            from 0 up, if there is one, is the rows' weight in the label of ``as_dataset(with_ids=True)``.
+        corpus: Texts to search besides the positives: None, a list of texts, or a Dataset with a column ``text``, in
+            which other columns are kept as metadata (``_id``, ``id`` or ``corpus-id`` holds its own ids).
+        config: How to mine; the defaults of :class:`MiningConfig` if None.
+        anchor_column_name: The anchor column.
+        positive_column_name: The positive column.
+        cross_encoder: Rescores every candidate and positive; filters and order then go by its scores.
+        searcher: A :class:`~st_hardneg.search.Searcher` to use in place of the config's.
+        extra_filters: Callables ``(Candidates, Corpus) -> boolean (q, k)``, True where a candidate may stay: one, a
+            sequence, or a mapping by name.
+
+    Raises:
+        ValueError: If a column is missing, a text is None or empty, the dataset or the corpus is empty, or both
+            ``searcher`` and ``use_faiss=True`` are given.
+        TypeError: If the dataset is of another kind, or a column does not hold text.
+        MissingExtraError: If ``use_faiss=True`` and FAISS is not installed.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> pairs = Dataset.from_dict({"anchor": ["a", "b"], "positive": ["first", "second"]})
+        >>> HardNegativeDataset(pairs, config=MiningConfig(num_negatives=1))
+        HardNegativeDataset(2 rows, 2 queries, 2 corpus texts, not mined yet)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        corpus: Sequence[str] | Dataset | None = None,
+        config: MiningConfig | None = None,
+        *,
+        anchor_column_name: str | None = None,
+        positive_column_name: str | None = None,
+        cross_encoder: CrossEncoder | None = None,
+        searcher: Searcher | None = None,
+        extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
+    ) -> None:
+        _check_dataset(dataset)
+        self.config = _checked_config(config)
+        self.anchor_column_name, self.positive_column_name = _column_names(
+            dataset, anchor_column_name, positive_column_name
+        )
+        check_text_column(dataset, self.anchor_column_name, "anchor_column_name")
+        check_text_column(dataset, self.positive_column_name, "positive_column_name")
+        if searcher is not None and self.config.use_faiss:
+            raise ValueError(
+                "Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out."
+            )
+        self.cross_encoder = cross_encoder
+        self.extra_filters = _named_filters(extra_filters)
+        self._custom_searcher = searcher is not None
+        self._searcher: Searcher = searcher if searcher is not None else default_searcher(self.config)
+
+        self._dataset = dataset
+        self._row_weight = _row_weights(dataset)
+        numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus)
+        self._corpus = numbered.corpus
+        self._pairs = pair_up(TextColumn(dataset, self.anchor_column_name), numbered)
+
+        self._mining: Mining | None = None
+        self._num_minings = 0
+        self._table: NegativeTable | None = None
+        self._live_rows: Ids | None = None
+        self._view: LiveView | None = None
+        self._handed_out: weakref.WeakSet[Dataset] = weakref.WeakSet()
+
+    @classmethod
+    def from_beir(
+        cls,
+        corpus: BeirTable,
+        queries: BeirTable,
+        qrels: BeirTable,
+        config: MiningConfig | None = None,
+        *,
+        title_separator: str = ". ",
+        **options: Any,
+    ) -> HardNegativeDataset:
+        """Wrap a labelled retrieval set in BEIR's layout.
+
+        Args:
+            corpus: ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``; as a path (also ``.gz``), a list of
+                dictionaries or a Dataset.
+            queries: ``queries.jsonl``: rows of ``_id`` and ``text``.
+            qrels: ``qrels/train.tsv``: rows of ``query-id``, ``corpus-id`` and ``score``. Grades are kept in the column
+                ``score`` and, as a share of the highest, in ``weight``; judgements of 0 are no positives.
+            config: How to mine.
+            title_separator: What stands between title and text of a document.
+            **options: Further arguments of :class:`HardNegativeDataset`.
+
+        Raises:
+            ValueError: If a table lacks a column, repeats an id or names an unknown one.
+        """
+        pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
+        return cls(pairs, documents, config, **options)
+
+    def __len__(self) -> int:
+        return self._pairs.num_rows
+
+    def __repr__(self) -> str:
+        state = "not mined yet" if self._mining is None else f"mined {self._num_minings}x"
+        return (
+            f"HardNegativeDataset({self._pairs.num_rows:,} rows, {self._pairs.num_queries:,} queries, "
+            f"{len(self._corpus):,} corpus texts, {state})"
+        )
+
+    @property
+    def corpus(self) -> Corpus:
+        """All texts that can be a negative; ``negative_ids`` are its row numbers."""
+        return self._corpus
+
+    @property
+    def known_positives(self) -> KnownPositives:
+        """Which corpus texts are right for which query, for losses that mask by identity."""
+        return self._pairs.known
+
+    @property
+    def report(self) -> MiningReport:
+        """The report of the last mining.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("report").report
+
+    @property
+    def negative_ids(self) -> Ids:
+        """Corpus ids of the negatives, int64 of shape ``(num_rows, num_negatives)``; -1 where a slot is empty.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("negative_ids").negative_ids.copy()
+
+    @property
+    def negative_scores(self) -> npt.NDArray[np.float32]:
+        """The model's similarity of anchor and negative, of shape ``(num_rows, num_negatives)``; -inf where empty.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("negative_scores").negative_scores.copy()
+
+    def _mined(self, wanted: str) -> Mining:
+        if self._mining is None:
+            raise NotMinedError(
+                f"This dataset has no negatives yet. Call `.mine(model)` before `.{wanted}`."
+            )
+        return self._mining
+
+    # --- mining ---------------------------------------------------------------------------------------------------
+
+    def mine(self, model: SentenceTransformer, *, show_progress_bar: bool = True) -> MiningReport:
+        """Mine negatives with the model as it is now, in place. Live views show them at once.
+
+        Args:
+            model: The model to search with.
+            show_progress_bar: Whether to show progress.
+
+        Returns:
+            What was found, removed and left empty.
+
+        Raises:
+            MiningError: If not one negative is found, an embedding is not finite, or ``shortfall="error"`` and a
+                query has too few. The earlier negatives stay as they were.
+            ValueError: If the model's similarity cannot be searched by.
+        """
+        mining = self.compute_mining(model, show_progress_bar=show_progress_bar)
+        self.apply_mining(mining)
+        return mining.report
+
+    def compute_mining(
+        self,
+        model: SentenceTransformer,
+        *,
+        encodings: Encodings | None = None,
+        step: int | None = None,
+        show_progress_bar: bool = True,
+    ) -> Mining:
+        """Mine without changing anything; :meth:`apply_mining` puts the result in force.
+
+        Args:
+            model: The model to search with.
+            encodings: Prompts and routes; the config's if None.
+            step: Optimizer step to note in the report.
+            show_progress_bar: Whether to show progress.
+
+        Raises:
+            MiningError: As for :meth:`mine`.
+            ValueError: As for :meth:`mine`.
+        """
+        started = time.perf_counter()
+        similarity = _similarity_name(model)
+        scoring = Scoring(
+            embed(
+                self._pairs,
+                self._corpus,
+                model,
+                encodings or Encodings.from_config(self.config),
+                SimilarityFunction.to_similarity_pairwise_fn(similarity),
+                show_progress_bar=show_progress_bar,
+            ),
+            self._pairs,
+            self._corpus,
+            self.cross_encoder,
+            self.config.batch_size,
+            with_positive_similarity=self.config.max_positive_similarity is not None,
+        )
+        encoded = time.perf_counter()
+        self._searcher.index(scoring.embeddings.corpus[: len(self._corpus.searched)], similarity)
+        indexed = time.perf_counter()
+        recipe = Recipe(self.config, self.extra_filters, refresh=self._num_minings)
+        mined = mine_negatives(
+            scoring, self._searcher, recipe, previous=self._previous(), show_progress_bar=show_progress_bar
+        )
+        require_any(mined)
+        search = indexed - encoded + mined.search_seconds
+        seconds = {
+            "encoding": encoded - started,
+            "search": search,
+            "rest": time.perf_counter() - encoded - search,
+        }
+        return self._by_row(mined, seconds, similarity, step)
+
+    def _previous(self) -> Previous | None:
+        if self._mining is None:
+            return None
+        must_fill = torch.zeros(self._pairs.num_queries, dtype=torch.bool)
+        if self._live_rows is not None:
+            must_fill[torch.from_numpy(self._pairs.row_query[self._live_rows])] = True
+        return Previous(torch.from_numpy(self._mining.negative_ids[self._pairs.first_row]), must_fill)
+
+    def _by_row(self, mined: Mined, seconds: Mapping[str, float], similarity: str, step: int | None) -> Mining:
+        rows = self._pairs.row_query
+        negatives = mined.negatives
+        negative_ids: Ids = negatives.corpus_ids.numpy()[rows]
+        embeddings = mined.scoring.embeddings
+        positive_scores = embeddings.similarity_of_pairs(
+            torch.from_numpy(rows), torch.from_numpy(self._pairs.row_positive)[:, None]
+        )
+        report = self._make_report(mined, negative_ids, seconds, similarity, step)
+        return Mining(
+            negative_ids,
+            negatives.similarities.numpy()[rows],
+            negatives.scores.numpy()[rows],
+            negatives.ranks.numpy()[rows],
+            mined.origin.numpy()[rows],
+            positive_scores.squeeze(1).numpy(),
+            report,
+        )
+
+    def _make_report(
+        self, mined: Mined, negative_ids: Ids, seconds: Mapping[str, float], similarity: str, step: int | None
+    ) -> MiningReport:
+        scoring, negatives, tally = mined.scoring, mined.negatives, mined.tally
+        lowest = scoring.lowest_positive_scores[:, None]
+        scores = negatives.scores.masked_fill(~negatives.is_present, torch.nan)
+        slots = {how: int((mined.origin == how).sum()) for how in range(6)}
+        return MiningReport(
+            refresh=self._num_minings,
+            step=step,
+            num_rows=self._pairs.num_rows,
+            num_queries=self._pairs.num_queries,
+            num_corpus=len(self._corpus.searched),
+            num_negatives=self.config.num_negatives,
+            num_candidates=tally.num_candidates,
+            num_kept=tally.num_kept,
+            removed=tally.removed,
+            removed_alone=tally.removed_alone,
+            num_slots=mined.origin.numel(),
+            num_mined=slots[shortfall.MINED],
+            num_carried_over=slots[shortfall.CARRIED_OVER],
+            num_last_resort=slots[shortfall.LAST_RESORT],
+            num_random=slots[shortfall.RANDOM],
+            num_repeated=slots[shortfall.REPEATED],
+            num_missing=slots[shortfall.EMPTY],
+            num_incomplete_rows=int((negative_ids < 0).any(axis=1).sum()),
+            scores={
+                "positive": summarize(scoring.positive_scores),
+                "negative": summarize(scores),
+                "difference": summarize(lowest - scores),
+            },
+            hardness=hardness_shares(lowest, scores, self.config.semi_hard_margin),
+            semi_hard_margin=self.config.semi_hard_margin,
+            churn=None if self._mining is None else churn(self._mining.negative_ids, negative_ids),
+            seconds=dict(seconds),
+            peak_memory_mb=peak_memory_mb(),
+            similarity=similarity,
+            config=self.config.to_dict(),
+        )
+
+    def apply_mining(self, mining: Mining) -> None:
+        """Put a computed mining in force: ``negative_ids``, copies and live views follow it from now on.
+
+        Raises:
+            MiningError: If a row of a live view would get an empty slot; nothing is changed then.
+        """
+        if self._live_rows is not None and bool((mining.negative_ids[self._live_rows] < 0).any()):
+            raise MiningError(
+                "Expected a negative in every slot of the live view's rows, got empty ones. Apply a mining that this "
+                "very dataset computed after the view was made."
+            )
+        if self._table is not None:
+            self._table.write(mining.negative_ids)
+        self._mining = mining
+        self._num_minings += 1
+        for view in self._handed_out:
+            # Everything that `datasets` derives from a view from now on must not be mistaken for what it derived before.
+            view._fingerprint = self._view.fingerprint() if self._view is not None else view._fingerprint
+
+    # --- views and copies -----------------------------------------------------------------------------------------
+
+    def as_dataset(self, *, with_ids: bool = False) -> Dataset:
+        """Return a live ``datasets.Dataset``: it shows the negatives of the last mining whenever a row is fetched.
+
+        Columns are anchor and positive under their own names, then ``negative_1`` to ``negative_n``. Rows can be
+        selected, shuffled, split and filtered, and stay live; for a copy that does not change, and to write to disk or
+        to the Hub, use :meth:`to_dataset`. Rows with an empty slot are left out; which ones is settled by the first
+        call.
+
+        Args:
+            with_ids: Add a column ``label`` of int64: row, query, positive, weight in millionths, negatives. Sentence
+                Transformers hands it to the loss as labels.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+            MiningError: If no row has all of its negatives.
+        """
+        mining = self._mined("as_dataset()")
+        if self._live_rows is None:
+            complete = np.flatnonzero((mining.negative_ids >= 0).all(axis=1))
+            if not len(complete):
+                raise MiningError(
+                    f"Expected rows with all of their {self.config.num_negatives} negatives, got none. Lower "
+                    "`num_negatives`, loosen the filters, or set `shortfall` to 'random' or 'repeat'."
+                )
+            self._live_rows = complete
+        if self._table is None:
+            self._table = NegativeTable(mining.negative_ids)
+        if self._view is None:
+            self._view = LiveView(
+                self._pairs.anchors,
+                TextColumn(self._dataset, self.positive_column_name),
+                self._corpus.texts,
+                self._table,
+                self.anchor_column_name,
+                self.positive_column_name,
+                self._pairs.row_query,
+                self._pairs.row_positive,
+                self._row_weight,
+                owner=self,
+            )
+        view = self._view.dataset(self._live_rows, self._dataset, with_ids=with_ids)
+        self._handed_out.add(view)
+        return view
+
+    def to_dataset(
+        self, output_format: OutputFormat = "triplet", output_scores: bool = False, keep_columns: bool = False
+    ) -> Dataset:
+        """Return a plain dataset with the negatives of now, in the row order of the input.
+
+        Args:
+            output_format: ``"triplet"``: anchor, positive, negative, a row per negative. ``"n-tuple"``: anchor,
+                positive, negative_1 … negative_n; rows with an empty slot are left out. ``"labeled-pair"``: anchor,
+                text, label 1 or 0; a query's negatives stand once, after its last row. ``"labeled-list"``: anchor,
+                list of texts, list of labels.
+            output_scores: Add ``scores``, or put ``score`` / ``scores`` in place of labels. Scores are the model's
+                similarity.
+            keep_columns: Add the other columns of the wrapped dataset. A trainer would embed them as texts.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+            ValueError: If the format is unknown.
+        """
+        check_output_format(output_format)
+        mining = self._mined("to_dataset()")
+        tuples = Tuples(
+            self.anchor_column_name,
+            self.positive_column_name,
+            self._pairs.anchors,
+            self._corpus.texts,
+            self._pairs.row_query,
+            np.arange(self._pairs.num_rows),
+            self._pairs.row_positive,
+            mining.positive_scores,
+            mining.negative_ids,
+            mining.negative_scores,
+        )
+        dataset, source = build(tuples, output_format, output_scores)
+        if not keep_columns:
+            return dataset
+        others = self._dataset.with_format(None).select(source)
+        for name in others.column_names:
+            if name not in dataset.column_names:
+                dataset = dataset.add_column(name, others.data.table.column(name) if others._indices is None
+                                             else others.flatten_indices().data.table.column(name))
+        return dataset
+
+    def provenance(self) -> Dataset:
+        """Return where every negative of every row comes from.
+
+        Returns:
+            A dataset with one row per row: ``row``, ``positive_id``, ``positive_score``, ``negative_ids``,
+            ``negative_scores``, ``negative_ranks`` (from 0, -1 where it did not come from the search) and
+            ``negative_sources``. Ids are the corpus's own where it has some, corpus ids otherwise.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return storage.provenance_dataset(self._mined("provenance()"), self._pairs.row_positive, self._corpus)
+
+    # --- disk and Hub ---------------------------------------------------------------------------------------------
+
+    def save_to_disk(self, dataset_path: str | os.PathLike[str]) -> None:
+        """Write pairs, corpus, negatives, recipe and report to a folder, as plain Arrow and JSON.
+
+        A cross encoder, a searcher and extra filters are not written; :meth:`load_from_disk` asks for them again.
+
+        Raises:
+            FileExistsError: If the folder holds something else than an earlier save.
+        """
+        storage.save(os.fspath(dataset_path), self._state())
+
+    def _state(self) -> storage.SavedState:
+        return storage.SavedState(
+            pairs=self._dataset,
+            corpus=self._corpus,
+            anchor_column_name=self.anchor_column_name,
+            positive_column_name=self.positive_column_name,
+            config=self.config,
+            needs=self._needs(),
+            num_minings=self._num_minings,
+            mining=self._mining,
+            live_rows=self._live_rows,
+        )
+
+    def _needs(self) -> list[str]:
+        needs = ["cross_encoder"] if self.cross_encoder is not None else []
+        needs += ["searcher"] if self._custom_searcher else []
+        return needs + [f"extra_filters[{name!r}]" for name in self.extra_filters]
+
+    @classmethod
+    def load_from_disk(
+        cls,
+        dataset_path: str | os.PathLike[str],
+        *,
+        cross_encoder: CrossEncoder | None = None,
+        searcher: Searcher | None = None,
+        extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
+    ) -> HardNegativeDataset:
+        """Read what :meth:`save_to_disk` wrote.
+
+        Args:
+            dataset_path: The folder.
+            cross_encoder: The cross encoder, if the recipe had one.
+            searcher: The searcher, if the recipe had one of its own.
+            extra_filters: The extra filters, if the recipe had some.
+
+        Raises:
+            FileNotFoundError: If the folder is not there.
+            ValueError: If the files are damaged or do not belong together, or the recipe needs what was not given.
+        """
+        saved = storage.read(os.fspath(dataset_path))
+        loaded = cls(
+            saved.pairs,
+            saved.given_corpus,
+            saved.config,
+            anchor_column_name=saved.anchor_column_name,
+            positive_column_name=saved.positive_column_name,
+            cross_encoder=cross_encoder,
+            searcher=searcher,
+            extra_filters=extra_filters,
+        )
+        missing = sorted(set(saved.needs) - set(loaded._needs()))
+        if missing:
+            raise ValueError(
+                f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass "
+                f"{'it' if len(missing) == 1 else 'them'} to `load_from_disk` again."
+            )
+        loaded._mining, loaded._live_rows = saved.mining_of(loaded._corpus, loaded._pairs.num_rows)
+        loaded._num_minings = saved.num_minings
+        return loaded
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_name: str = "default",
+        *,
+        split: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        output_format: OutputFormat = "n-tuple",
+    ) -> Any:
+        """Publish the negatives as a plain dataset: ``load_dataset(repo_id)`` reads it back, without this package.
+
+        What is published under ``config_name`` can be trained on as it is; ids, scores, ranks and sources are in a
+        second configuration named ``provenance`` (``{config_name}-provenance`` for another name than ``default``).
+
+        Args:
+            repo_id: The dataset repository, such as ``"me/nq-hard-negatives"``.
+            config_name: Name of the configuration.
+            split: Name of the split; the wrapped dataset's, or ``"train"``.
+            private: Whether a new repository is private.
+            token: An access token; the stored one if None.
+            revision: Branch to push to.
+            commit_message: Message of the commit.
+            output_format: As for :meth:`to_dataset`.
+
+        Returns:
+            What ``datasets.Dataset.push_to_hub`` returns for the main configuration.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        dataset = self.to_dataset(output_format)
+        return push_mined(
+            dataset,
+            self.provenance(),
+            repo_id,
+            config_name,
+            split=split or str(self._dataset.split or "train"),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
+
+def default_searcher(config: MiningConfig) -> Searcher:
+    """Return the searcher that the config asks for.
+
+    Raises:
+        MissingExtraError: If that is FAISS and it is not installed.
+    """
+    if config.use_faiss:
+        return FaissSearcher(config.faiss_index)
+    return ExactSearcher(config.corpus_chunk_size)
+
+
+def churn(before: Ids, after: Ids) -> float:
+    """Return the share of filled slots whose negative was not among the row's negatives before.
+
+    Args:
+        before: int64 of shape ``(num_rows, n)``; -1 where empty.
+        after: int64 of shape ``(num_rows, m)``; -1 where empty.
+    """
+    filled = after >= 0
+    if not filled.any():
+        return 0.0
+    known = (after[:, :, None] == before[:, None, :]).any(axis=2)
+    return float((filled & ~known).sum() / filled.sum())
+
+
+def _similarity_name(model: Any) -> str:
+    for method in ("encode_query", "encode_document", "encode"):
+        if not callable(getattr(model, method, None)):
+            raise TypeError(
+                f"Expected a SentenceTransformer model, got {type(model).__name__}, which has no `{method}`. "
+                "Load one with `SentenceTransformer(name_or_path)`."
+            )
+    name = getattr(model, "similarity_fn_name", None) or "cosine"
+    name = str(getattr(name, "value", name))
+    if name not in _SIMILARITIES:
+        raise ValueError(
+            f"Expected a model whose `similarity_fn_name` is one of {list(_SIMILARITIES)}, got {name!r}. Set "
+            "`model.similarity_fn_name`, or use a model with one vector per text."
+        )
+    return name
+
+
+def _check_dataset(dataset: Any) -> None:
+    kinds = {
+        DatasetDict: "a DatasetDict. Wrap each split by itself: `HardNegativeDataset(dataset['train'])`.",
+        IterableDatasetDict: "an IterableDatasetDict. Load the data without `streaming=True`, and wrap each split.",
+        IterableDataset: "an IterableDataset, whose rows have no numbers. Load the data without `streaming=True`, or "
+        "mine in a stream with `HardNegativeMiner`.",
+    }
+    for kind, rest in kinds.items():
+        if isinstance(dataset, kind):
+            raise TypeError(f"Expected a `datasets.Dataset`, got {rest}")
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Make one with `Dataset.from_dict` or "
+            "`load_dataset`."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Expected a dataset with at least one row, got an empty one.")
+
+
+def _checked_config(config: Any) -> MiningConfig:
+    if config is None:
+        return MiningConfig()
+    if not isinstance(config, MiningConfig):
+        raise TypeError(
+            f"Expected `config` to be a MiningConfig, got {type(config).__name__}. Use `MiningConfig(...)`, or "
+            "`MiningConfig.from_dict` for a dictionary."
+        )
+    return config
+
+
+def _column_names(dataset: Dataset, anchor: str | None, positive: str | None) -> tuple[str, str]:
+    names = list(dataset.column_names)
+    if anchor is None:
+        anchor = next((name for name in names if name != positive), "anchor")
+    if positive is None:
+        positive = next((name for name in names if name != anchor), None)
+        if positive is None:
+            raise ValueError(
+                f"Expected at least two columns, anchor and positive, got {names}. Add the column of positives."
+            )
+    if anchor == positive:
+        raise ValueError(f"Expected different columns for anchor and positive, got {anchor!r} for both.")
+    return anchor, positive
+
+
+def _named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
+    if extra_filters is None:
+        return {}
+    if callable(extra_filters):
+        extra_filters = [extra_filters]
+    if not isinstance(extra_filters, Mapping):
+        named: dict[str, Callable[..., Any]] = {}
+        for number, extra_filter in enumerate(extra_filters):
+            name = getattr(extra_filter, "__name__", type(extra_filter).__name__)
+            named[name if name not in named else f"{name}_{number}"] = extra_filter
+        extra_filters = named
+    for name, extra_filter in extra_filters.items():
+        if not callable(extra_filter):
+            raise TypeError(
+                f"Expected `extra_filters` to be callables, got {type(extra_filter).__name__} under {name!r}. Pass "
+                "functions of (candidates, corpus)."
+            )
+    return dict(extra_filters)
+
+
+def _row_weights(dataset: Dataset) -> Ids:
+    if "weight" not in dataset.column_names:
+        return np.full(len(dataset), WEIGHT_UNIT, dtype=np.int64)
+    weights = np.asarray(dataset.with_format(None)["weight"][:], dtype=object)
+    try:
+        numbers = weights.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "Expected the column 'weight' to hold numbers, got something else. Rename it if it is not the rows' weight."
+        ) from None
+    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"Expected weights from 0 up in the column 'weight', got {weights[bad[0]]!r} in row {bad[0]}. Correct it."
+        )
+    result: Ids = np.rint(numbers * WEIGHT_UNIT).astype(np.int64)
+    return result

@@ -1,0 +1,455 @@
+"""``mine_hard_negatives``: Sentence Transformers' signature and output, on this package's engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SimilarityFunction
+from torch import Tensor, nn
+
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus import TextColumn, number_texts
+from st_hardneg.encoding import Encoding, Encodings, encode
+from st_hardneg.errors import require_extra
+from st_hardneg.filters import ExtraFilter
+from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
+from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
+from st_hardneg.mining import Mined, Recipe, mine_negatives
+from st_hardneg.pairs import pair_up
+from st_hardneg.scoring import Embeddings, Scoring, encoded_texts
+from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+# FAISS on a GPU returns at most this many texts per query.
+_MAX_GPU_DEPTH = 2048
+# Search results arrive as dictionaries of 272 bytes a hit; this many queries at once keep them below 30 MB at depth 50.
+_MAX_QUERY_CHUNK = 2048
+
+
+def mine_hard_negatives(
+    dataset: Dataset,
+    model: SentenceTransformer,
+    anchor_column_name: str | None = None,
+    positive_column_name: str | None = None,
+    corpus: list[str] | None = None,
+    cross_encoder: CrossEncoder | None = None,
+    range_min: int = 0,
+    range_max: int | None = None,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    num_negatives: int = 3,
+    sampling_strategy: Literal["random", "top"] = "top",
+    query_prompt_name: str | None = None,
+    query_prompt: str | None = None,
+    corpus_prompt_name: str | None = None,
+    corpus_prompt: str | None = None,
+    include_positives: bool = False,
+    output_format: Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"] = "triplet",
+    output_scores: bool = False,
+    batch_size: int = 32,
+    faiss_batch_size: int = 16384,
+    use_faiss: bool = False,
+    use_multi_process: list[str] | bool = False,
+    verbose: bool = True,
+    cache_folder: str | None = None,
+    as_triplets: bool | None = None,
+    margin: float | None = None,
+) -> Dataset:
+    """Add hard negatives to (anchor, positive) pairs: a drop-in for ``sentence_transformers.util.mine_hard_negatives``.
+
+    Arguments, rank windows, row handling and output are Sentence Transformers' own (see its documentation of the
+    function of this name). What differs:
+
+    * The anchor itself, a known positive of the query over all rows, and texts that differ from one of these only in
+      case, whitespace or Unicode form are never returned; the search goes as much deeper as there are such texts.
+    * The cache in ``cache_folder`` is keyed by the weights, so that a model that was trained on is encoded anew.
+    * FAISS searches by the model's own similarity function, not always by inner product.
+    * ``sampling_strategy="random"`` draws the same negatives again for the same texts, whatever the global random state.
+    * Post-processing is done in Arrow: several times faster, in a fraction of the memory.
+
+    Args:
+        dataset: The pairs. Rows with the same anchor are one query with several positives.
+        model: The model to search with.
+        anchor_column_name: The anchor column; the first one if not given or not there.
+        positive_column_name: The positive column; the second one if not given or not there.
+        corpus: Further texts to search besides the positives.
+        cross_encoder: Rescores candidates where a margin or a score bound is set.
+        range_min: How many of the closest remaining candidates to skip.
+        range_max: How many of the closest candidates to consider.
+        max_score: Drop candidates that score above this.
+        min_score: Drop candidates that score below this.
+        absolute_margin: Drop candidates that score above the lowest positive score minus this.
+        relative_margin: Drop candidates that score above ``p - |p| * relative_margin``, ``p`` the lowest positive score.
+        num_negatives: Negatives per pair.
+        sampling_strategy: ``"top"`` or ``"random"``.
+        query_prompt_name: Name of the model's prompt for queries.
+        query_prompt: Prompt for queries.
+        corpus_prompt_name: Name of the model's prompt for corpus texts.
+        corpus_prompt: Prompt for corpus texts.
+        include_positives: Let known positives through, in an n-tuple, for evaluating a reranker.
+        output_format: ``"triplet"``, ``"n-tuple"``, ``"labeled-pair"`` or ``"labeled-list"``.
+        output_scores: Whether to add scores.
+        batch_size: Texts encoded at once.
+        faiss_batch_size: Queries searched at once, with FAISS or without.
+        use_faiss: Search with FAISS.
+        use_multi_process: Encode in several processes: True, or a list of devices.
+        verbose: Print statistics.
+        cache_folder: Folder to keep embeddings in.
+        as_triplets: Deprecated, use ``output_format``.
+        margin: Deprecated, use ``absolute_margin``.
+
+    Returns:
+        The dataset in the asked format.
+
+    Raises:
+        ValueError: If the dataset is empty, a window cannot hold the negatives, or an argument is out of range.
+        MissingExtraError: If ``use_faiss=True`` and FAISS is not installed.
+    """
+    if len(dataset) == 0:
+        raise ValueError("The dataset is empty. Please provide a non-empty dataset.")
+    if faiss_batch_size <= 0:
+        raise ValueError(f"faiss_batch_size must be a positive integer, got {faiss_batch_size}.")
+    if use_faiss:
+        require_extra("faiss", "faiss", "`use_faiss=True`")
+    anchor_name, positive_name = _columns(dataset, anchor_column_name, positive_column_name)
+    bounds = (max_score, min_score, absolute_margin, relative_margin, margin)
+    is_default = range_min == 0 and range_max is None and sampling_strategy == "top" and bounds == (None,) * 5
+    output_format, output_scores, absolute_margin = _resolve_deprecated(
+        output_format, output_scores, absolute_margin, as_triplets, margin, include_positives, is_default
+    )
+    check_output_format(output_format)
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives must be at least 1, got num_negatives={num_negatives}.")
+
+    say: Callable[..., None] = print if verbose else _say_nothing
+    numbered = number_texts(TextColumn(dataset, positive_name), corpus, distinct="text", allow_empty=True)
+    pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
+    max_positives = int(np.bincount(pairs.row_query).max())
+    rescored = cross_encoder is not None and any(
+        bound is not None for bound in (absolute_margin, relative_margin, max_score, min_score)
+    )
+    range_max = _range_max(
+        range_min,
+        range_max,
+        num_negatives,
+        max_positives,
+        deep=any(bound is not None for bound in (absolute_margin, relative_margin, max_score))
+        or (cross_encoder is not None and min_score is not None),
+        use_faiss=use_faiss,
+        say=say,
+    )
+    if pairs.num_queries != pairs.num_rows:
+        say(f"Found {pairs.num_queries} unique queries out of {pairs.num_rows} total queries.")
+    if max_positives > 1:
+        say(f"Found an average of {pairs.num_rows / pairs.num_queries:.3f} positives per query.")
+
+    # Bounds that exclude each other are an error in a MiningConfig; here, as in ST, they leave nothing.
+    extra_filters: dict[str, ExtraFilter] = {}
+    config_min_score = min_score
+    if min_score is not None and max_score is not None and min_score > max_score:
+        lowest = min_score
+        extra_filters["min_score"] = lambda candidates, _: candidates.scores >= lowest
+        config_min_score = None
+    config = MiningConfig(
+        num_negatives=num_negatives,
+        range_min=range_min,
+        range_max=range_max,
+        max_score=max_score,
+        min_score=config_min_score,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        sampling_strategy=sampling_strategy,
+        query_prompt_name=query_prompt_name,
+        query_prompt=query_prompt,
+        corpus_prompt_name=corpus_prompt_name,
+        corpus_prompt=corpus_prompt,
+        batch_size=batch_size,
+        query_chunk_size=min(faiss_batch_size, _MAX_QUERY_CHUNK),
+    )
+    encoded, corpus_row = encoded_texts(pairs, numbered.corpus)
+    with _pool(model, use_multi_process) as pool:
+        encodings = Encodings.from_config(config).replace_both(normalize_embeddings=True, pool=pool)
+        cache = _EmbeddingCache.open(cache_folder, model, say)
+        texts = cache.encode("corpus", numbered.corpus.texts.take(encoded), encodings.corpus)
+        queries = cache.encode("query", pairs.query_texts(), encodings.queries)
+    searcher = _searcher(model, use_faiss)
+    searcher.index(texts[: len(numbered.corpus.searched)], _similarity_name(model))
+    with _pool(cross_encoder if rescored else None, use_multi_process) as cross_encoder_pool:
+        scoring = Scoring(
+            Embeddings(queries, texts, corpus_row, model.similarity_pairwise),
+            pairs,
+            numbered.corpus,
+            cross_encoder if rescored else None,
+            batch_size,
+            cross_encoder_pool,
+            rescore_known=include_positives,
+        )
+        recipe = Recipe(
+            config,
+            extra_filters,
+            include_positives=include_positives,
+            reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
+        )
+        mined = mine_negatives(scoring, searcher, recipe, show_progress_bar=True)
+        positive_scores = scoring.positive_scores
+    say("Negative candidates mined, preparing dataset...")
+    result = _write(mined, positive_scores, anchor_name, positive_name, output_format, output_scores)
+    if verbose:
+        for line in _statistics(mined, positive_scores, config, len(dataset), output_format, len(result), min_score):
+            say(line)
+    return result
+
+
+def _say_nothing(*_: object) -> None:
+    pass
+
+
+def _columns(dataset: Dataset, anchor: str | None, positive: str | None) -> tuple[str, str]:
+    """Return the two columns; as in ST, a name that is not there falls back to a place, but not silently."""
+    columns = dataset.column_names
+    if not positive or positive not in columns:
+        if len(columns) < 2:
+            raise ValueError("Dataset must contain at least two columns to select the positive column automatically.")
+    for name, parameter, place in ((anchor, "anchor_column_name", 0), (positive, "positive_column_name", 1)):
+        if name and name not in columns:
+            logger.warning(
+                f"`{parameter}={name!r}` is not a column of the dataset; the column {columns[place]!r} is used in its "
+                f"place. Columns are {columns}."
+            )
+    return (
+        anchor if anchor and anchor in columns else columns[0],
+        positive if positive and positive in columns else columns[1],
+    )
+
+
+def _resolve_deprecated(
+    output_format: Any,
+    output_scores: bool,
+    absolute_margin: float | None,
+    as_triplets: bool | None,
+    margin: float | None,
+    include_positives: bool,
+    is_default: bool,
+) -> tuple[OutputFormat, bool, float | None]:
+    if as_triplets is not None:
+        output_format = "triplet" if as_triplets else "n-tuple"
+        logger.warning(f"`as_triplets` is deprecated. Use `output_format={output_format!r}` instead.")
+    if include_positives:
+        if not is_default:
+            logger.warning(
+                "With `include_positives=True`, a rank window, a score bound, a margin or another sampling strategy "
+                "than 'top' may still discard the positive values."
+            )
+        if output_format != "n-tuple":
+            logger.warning("With `include_positives=True`, the output format is 'n-tuple', which keeps the ranking.")
+            output_format = "n-tuple"
+    if output_format == "n-tuple-scores":
+        logger.warning("`output_format='n-tuple-scores'` is deprecated. Use 'n-tuple' with `output_scores=True`.")
+        output_format, output_scores = "n-tuple", True
+    if margin is not None:
+        logger.warning(f"`margin` is deprecated. Use `absolute_margin={margin}` instead.")
+        absolute_margin = margin
+    return output_format, output_scores, absolute_margin
+
+
+def _range_max(
+    range_min: int,
+    range_max: int | None,
+    num_negatives: int,
+    max_positives: int,
+    *,
+    deep: bool,
+    use_faiss: bool,
+    say: Callable[..., None],
+) -> int:
+    note = ""
+    if range_max is None:
+        range_max = range_min + num_negatives * (10 if deep else 1) + max_positives
+        if use_faiss and range_max + max_positives > _MAX_GPU_DEPTH and _num_gpus() > 0:
+            range_max = _MAX_GPU_DEPTH - max_positives
+            note = (
+                f" Note that range_max was capped to {range_max} because FAISS on GPU can only retrieve up to "
+                f"{_MAX_GPU_DEPTH} documents per query, some of which are reserved for the positives. Use "
+                "use_faiss=False to lift the cap."
+            )
+            say(f"FAISS on GPU retrieves at most {_MAX_GPU_DEPTH} documents per query.")
+        say(f"Setting range_max to {range_max} based on the provided parameters.")
+    if range_min < 0:
+        raise ValueError(f"range_min must be non-negative, got range_min={range_min}.")
+    if range_min >= range_max:
+        raise ValueError(
+            f"range_min must be smaller than range_max, got range_min={range_min} and range_max={range_max}.{note}"
+        )
+    if num_negatives > range_max - range_min:
+        raise ValueError(
+            f"Cannot mine {num_negatives} negatives per query: only {range_max - range_min} candidates remain after "
+            f"skipping the first range_min={range_min} of range_max={range_max}. Decrease num_negatives or range_min, "
+            f"or increase range_max.{note}"
+        )
+    return range_max
+
+
+def _num_gpus() -> int:
+    import faiss
+
+    return int(getattr(faiss, "get_num_gpus", lambda: 0)())
+
+
+@contextmanager
+def _pool(model: Any, use_multi_process: Sequence[str] | bool) -> Iterator[Any]:
+    """Start a multi-process pool if one is wanted, and stop it whatever happens."""
+    if model is None or not use_multi_process:
+        yield None
+        return
+    devices = None if isinstance(use_multi_process, bool) else list(use_multi_process)
+    pool = model.start_multi_process_pool(target_devices=devices)
+    try:
+        yield pool
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+def _similarity_name(model: Any) -> str:
+    name = getattr(model, "similarity_fn_name", None) or SimilarityFunction.COSINE
+    return str(SimilarityFunction(name).value)
+
+
+def _searcher(model: Any, use_faiss: bool) -> Searcher:
+    # The model's own callable, so that a model with a similarity of its own is searched by it.
+    return FaissSearcher() if use_faiss else ExactSearcher(score_function=model.similarity)
+
+
+@dataclass(frozen=True)
+class _EmbeddingCache:
+    """Embeddings on disk, keyed by weights, prompts and texts."""
+
+    folder: str | None
+    model: Any
+    weights: str
+    say: Callable[..., None]
+
+    @classmethod
+    def open(cls, folder: str | None, model: Any, say: Callable[..., None]) -> _EmbeddingCache:
+        if folder and not isinstance(model, nn.Module):
+            logger.warning(
+                f"`cache_folder` is not used: {type(model).__name__} is no torch module, so its weights cannot be "
+                "told from others."
+            )
+            folder = None
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        return cls(folder, model, weights_fingerprint(model) if folder else "", say)
+
+    def encode(self, kind: str, texts: list[str], encoding: Encoding) -> Tensor:
+        if not self.folder:
+            return encode(self.model, texts, encoding, show_progress_bar=True)
+        recipe = (encoding.task, encoding.prompt_name, encoding.prompt, encoding.normalize_embeddings)
+        key = recipe_fingerprint(self.weights, recipe, texts_fingerprint(texts))
+        path = os.path.join(self.folder, f"{kind}_embeddings_{key}.npy")
+        if os.path.exists(path):
+            embeddings = torch.from_numpy(np.load(path, allow_pickle=False))
+            self.say(f"[Cache] Loaded {kind} embeddings from {path} (shape={tuple(embeddings.shape)})")
+            return embeddings
+        embeddings = encode(self.model, texts, encoding, show_progress_bar=True)
+        # Written under another name first: a run that is stopped half-way leaves no half file under the real one.
+        partial = f"{path}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            np.save(file, embeddings.cpu().numpy())
+        os.replace(partial, path)
+        self.say(f"[Cache] Saved {kind} embeddings to {path}")
+        return embeddings
+
+
+def _write(
+    mined: Mined,
+    positive_scores: Tensor,
+    anchor_name: str,
+    positive_name: str,
+    output_format: OutputFormat,
+    output_scores: bool,
+) -> Dataset:
+    """Write ST's rows: one per query and distinct positive, queries in order of appearance."""
+    pairs = mined.scoring.pairs
+    query = mined.scoring.positive_query.numpy()
+    tuples = Tuples(
+        anchor_name,
+        positive_name,
+        pairs.anchors,
+        mined.scoring.corpus.texts,
+        query,
+        pairs.first_row[query],
+        pairs.positive_ids,
+        positive_scores.numpy(),
+        mined.negatives.corpus_ids.numpy()[query],
+        mined.negatives.scores.numpy()[query],
+    )
+    return build(tuples, output_format, output_scores)[0]
+
+
+def _statistics(
+    mined: Mined,
+    positive_scores: Tensor,
+    config: MiningConfig,
+    num_rows: int,
+    output_format: OutputFormat,
+    num_written: int,
+    min_score: float | None,
+) -> Iterator[str]:
+    """Yield the lines that ST prints: scores, what was skipped, what is missing."""
+    query = mined.scoring.positive_query
+    present = mined.negatives.is_present[query]
+    scores = mined.negatives.scores[query]
+    if output_format == "n-tuple":
+        present = present & present.all(dim=1, keepdim=True)
+    negative = scores[present]
+    difference = (positive_scores[:, None] - scores)[present]
+    yield f"{'Metric':<6} {'Positive':>14} {'Negative':>14} {'Difference':>14}"
+    yield f"{'Count':<6} {len(positive_scores):>14,} {len(negative):>14,} {'':>14}"
+    for name, function in _METRICS.items():
+        row = [function(values.double().numpy()) if len(values) else np.nan
+               for values in (positive_scores, negative, difference)]
+        yield f"{name:<6} " + " ".join(f"{value:>14.4f}" for value in row)
+    values = {**config.to_dict(), "min_score": min_score}
+    for rule, count in mined.tally.removed.items():
+        if count and rule in ("absolute_margin", "relative_margin", "max_score", "min_score"):
+            share = count / max(1, mined.tally.num_candidates)
+            yield f"Skipped {count:,} potential negatives ({share:.2%}) due to the {rule} of {values[rule]}."
+    possible = {
+        "triplet": len(query) * config.num_negatives,
+        "labeled-pair": mined.scoring.pairs.num_queries * config.num_negatives + num_rows,
+    }.get(output_format, len(query))
+    missing = possible - num_written
+    if missing > 0:
+        advice = ["range_max"] + (["range_min"] if config.range_min else [])
+        advice += [name for name in ("absolute_margin", "relative_margin", "max_score") if values[name] is not None]
+        listed = advice[0] if len(advice) == 1 else ", ".join(advice[:-1]) + " and " + advice[-1]
+        yield (
+            f"Could not find enough negatives for {missing} samples ({missing / possible:.2%}). Consider adjusting the "
+            f"{listed} parameter{'s' if len(advice) > 1 else ''} if you'd like to find more valid negatives."
+        )
+
+
+_METRICS: dict[str, Callable[[Any], Any]] = {
+    "Mean": np.mean,
+    "Median": np.median,
+    "Std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan,
+    "Min": np.min,
+    "25%": lambda values: np.quantile(values, 0.25),
+    "50%": np.median,
+    "75%": lambda values: np.quantile(values, 0.75),
+    "Max": np.max,
+}

@@ -1,0 +1,65 @@
+"""What identifies weights, texts and recipes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Identify everything about a model that its embeddings depend on.
+
+    Weights and buffers byte by byte, and the settings that change embeddings without changing a weight: the modules'
+    structure, truncation, sequence length, prompts, similarity.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            digest.update(_raw_bytes(tensor))
+    settings = [str(model)]
+    for name in ("truncate_dim", "max_seq_length", "prompts", "default_prompt_name", "similarity_fn_name"):
+        settings.append(f"{name}={getattr(model, name, None)!r}")
+    tokenizer = getattr(model, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        settings.append(_without_batch_state(backend.to_str()))
+    digest.update("\n".join(settings).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _raw_bytes(tensor: Tensor) -> bytes | memoryview:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+
+
+def _without_batch_state(tokenizer_json: str) -> str:
+    # Padding and truncation are set anew by every batch; they are no property of the model.
+    content = json.loads(tokenizer_json)
+    content.pop("padding", None)
+    content.pop("truncation", None)
+    return json.dumps(content, sort_keys=True)
+
+
+def texts_fingerprint(texts: Iterable[str]) -> str:
+    """Identify a sequence of texts, order included. Returns 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little"))
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def recipe_fingerprint(*parts: Any) -> str:
+    """Identify plain JSON values. Returns 32 hexadecimal digits."""
+    raw = json.dumps(parts, sort_keys=True, default=str).encode()
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()

@@ -1,0 +1,302 @@
+"""A HardNegativeDataset on disk: plain Arrow and JSON, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, load_from_disk
+from datasets.table import InMemoryTable
+
+from st_hardneg import shortfall
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus import Corpus, Ids
+from st_hardneg.fingerprint import texts_fingerprint
+from st_hardneg.report import MiningReport
+
+if TYPE_CHECKING:
+    from st_hardneg.dataset import Mining
+
+_FORMAT = 1
+_STATE_FILE = "st_hardneg.json"
+_SOURCES = {
+    shortfall.EMPTY: None,
+    shortfall.MINED: "dense",
+    shortfall.CARRIED_OVER: "carried over",
+    shortfall.RANDOM: "random",
+    shortfall.REPEATED: "repeated",
+    shortfall.LAST_RESORT: "last resort",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SavedState:
+    """What is written of a HardNegativeDataset; see there for the meaning of each."""
+
+    pairs: Dataset
+    corpus: Corpus
+    anchor_column_name: str
+    positive_column_name: str
+    config: MiningConfig
+    needs: list[str]
+    num_minings: int
+    mining: Mining | None
+    live_rows: Ids | None
+
+
+def save(path: str, state: SavedState) -> None:
+    """Write a state to a folder; an earlier save there is replaced only once the new one is complete.
+
+    Raises:
+        FileExistsError: If the folder holds something else than an earlier save.
+    """
+    path = os.path.abspath(path)
+    if os.path.exists(path) and os.listdir(path) and not os.path.exists(os.path.join(path, _STATE_FILE)):
+        raise FileExistsError(
+            f"Expected {path!r} to be a new folder or an earlier save, got a folder with other content. Choose "
+            "another folder."
+        )
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=os.path.basename(path) + ".partial-", dir=os.path.dirname(path))
+    try:
+        _write(partial, state)
+        if os.path.exists(path):
+            # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
+            retired = tempfile.mkdtemp(prefix=os.path.basename(path) + ".old-", dir=os.path.dirname(path))
+            os.replace(path, os.path.join(retired, "save"))
+            os.replace(partial, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    os.chmod(path, 0o777 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write(folder: str, state: SavedState) -> None:
+    state.pairs.with_format(None).save_to_disk(os.path.join(folder, "pairs"))
+    given = _given_part(state.corpus)
+    if given is not None:
+        given.save_to_disk(os.path.join(folder, "corpus"))
+    if state.mining is not None:
+        _negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
+    content = {
+        "format": _FORMAT,
+        "anchor_column_name": state.anchor_column_name,
+        "positive_column_name": state.positive_column_name,
+        "config": state.config.to_dict(),
+        "needs": state.needs,
+        "num_minings": state.num_minings,
+        "has_view": state.live_rows is not None,
+        "corpus_fingerprint": _corpus_fingerprint(state.corpus),
+        "report": None if state.mining is None else state.mining.report.to_dict(),
+    }
+    with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+
+
+def _given_part(corpus: Corpus) -> Dataset | None:
+    if corpus.given is not None:
+        return corpus.given.with_format(None)
+    if not corpus.num_given:
+        return None
+    return Dataset.from_dict({"text": corpus.texts.take(np.arange(corpus.num_given))})
+
+
+def _corpus_fingerprint(corpus: Corpus) -> str:
+    return texts_fingerprint(text for texts in corpus.texts.batches() for text in texts)
+
+
+def _flat_lists(values: Any) -> pa.Array:
+    offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+
+
+def _negatives_dataset(mining: Mining, live_rows: Ids | None) -> Dataset:
+    is_live = np.zeros(len(mining.negative_ids), dtype=bool)
+    if live_rows is not None:
+        is_live[live_rows] = True
+    columns = {name: _flat_lists(getattr(mining, name)) for name in _MATRICES}
+    columns["positive_scores"] = pa.array(mining.positive_scores)
+    columns["is_live"] = pa.array(is_live)
+    return Dataset(InMemoryTable(pa.table(columns)))
+
+
+_MATRICES: dict[str, Any] = {
+    "negative_ids": np.int64,
+    "negative_scores": np.float32,
+    "chosen_by": np.float32,
+    "ranks": np.int64,
+    "origin": np.int8,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What was read from a folder; the negatives are checked against the corpus they count in."""
+
+    path: str
+    pairs: Dataset
+    given_corpus: Dataset | None
+    anchor_column_name: str
+    positive_column_name: str
+    config: MiningConfig
+    needs: list[str]
+    num_minings: int
+    has_view: bool
+    corpus_fingerprint: str
+    report: dict[str, Any] | None
+    negatives: Dataset | None = field(default=None)
+
+    def mining_of(self, corpus: Corpus, num_rows: int) -> tuple[Mining | None, Ids | None]:
+        """Return the mining and the rows of the live view, if there was one.
+
+        Raises:
+            ValueError: If the negatives do not fit the corpus and the rows.
+        """
+        from st_hardneg.dataset import Mining
+
+        if _corpus_fingerprint(corpus) != self.corpus_fingerprint:
+            raise _damaged(self.path, "the texts are not those that were saved")
+        if self.negatives is None or self.report is None:
+            return None, None
+        if len(self.negatives) != num_rows:
+            raise _damaged(self.path, f"there are negatives for {len(self.negatives)} rows and {num_rows} rows")
+        shape = (num_rows, self.config.num_negatives)
+        arrays = {name: self._matrix(name, shape, dtype) for name, dtype in _MATRICES.items()}
+        ids, origin = arrays["negative_ids"], arrays["origin"]
+        if ids.min(initial=0) < -1 or ids.max(initial=-1) >= len(corpus):
+            raise _damaged(self.path, "negative ids lie outside of the corpus")
+        if origin.min(initial=0) < 0 or origin.max(initial=0) >= len(_SOURCES):
+            raise _damaged(self.path, "there are unknown sources")
+        positive_scores = self.negatives.data.column("positive_scores").to_numpy().astype(np.float32)
+        is_live = self.negatives.data.column("is_live").to_numpy()
+        live_rows = np.flatnonzero(is_live) if self.has_view else None
+        if live_rows is not None and bool((ids[live_rows] < 0).any()):
+            raise _damaged(self.path, "a row of the live view has an empty slot")
+        try:
+            report = MiningReport(**self.report)
+        except TypeError:
+            raise _damaged(self.path, "the report has other fields") from None
+        return Mining(**arrays, positive_scores=positive_scores, report=report), live_rows
+
+    def _matrix(self, name: str, shape: tuple[int, int], dtype: Any) -> Any:
+        assert self.negatives is not None
+        flat = self.negatives.data.column(name).combine_chunks()
+        values = np.concatenate([chunk.flatten().to_numpy() for chunk in getattr(flat, "chunks", [flat])])
+        if values.size != shape[0] * shape[1]:
+            raise _damaged(self.path, f"{name} has {values.size} values where {shape[0]} x {shape[1]} are expected")
+        return values.reshape(shape).astype(dtype)
+
+
+def read(path: str) -> Loaded:
+    """Read a folder that :func:`save` wrote. No code in it is run, nothing in it is unpickled.
+
+    Raises:
+        FileNotFoundError: If there is no save.
+        ValueError: If it is damaged, or of a later version of this package.
+    """
+    state_file = os.path.join(path, _STATE_FILE)
+    if not os.path.isfile(state_file):
+        raise FileNotFoundError(
+            f"Expected {path!r} to be a folder written by `HardNegativeDataset.save_to_disk`, got none with "
+            f"{_STATE_FILE!r} in it. Check the path."
+        )
+    try:
+        with open(state_file, encoding="utf-8") as file:
+            content = json.load(file)
+        version = content["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(path, f"{_STATE_FILE} cannot be read") from None
+    if version != _FORMAT:
+        raise ValueError(
+            f"Expected a save of format {_FORMAT} in {path!r}, got {version!r}. Read it with the version of this "
+            "package that wrote it, or a later one."
+        )
+    return Loaded(
+        path=path,
+        pairs=_read_part(path, "pairs"),
+        given_corpus=_read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None,
+        negatives=_read_part(path, "negatives") if os.path.isdir(os.path.join(path, "negatives")) else None,
+        **_checked_content(path, content),
+    )
+
+
+def _read_part(path: str, name: str) -> Dataset:
+    try:
+        part = load_from_disk(os.path.join(path, name))
+    except Exception as error:  # every kind of damage that Arrow and JSON can have
+        raise _damaged(path, f"{name!r} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(part, Dataset):
+        raise _damaged(path, f"{name!r} is not a dataset")
+    return part
+
+
+def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "anchor_column_name": lambda value: isinstance(value, str),
+        "positive_column_name": lambda value: isinstance(value, str),
+        "config": lambda value: isinstance(value, dict),
+        "needs": lambda value: isinstance(value, list) and all(isinstance(need, str) for need in value),
+        "num_minings": lambda value: isinstance(value, int) and value >= 0,
+        "has_view": lambda value: isinstance(value, bool),
+        "corpus_fingerprint": lambda value: isinstance(value, str),
+        "report": lambda value: value is None or isinstance(value, dict),
+    }
+    for name, is_good in kinds.items():
+        if name not in content or not is_good(content[name]):
+            raise _damaged(path, f"{name!r} is missing or of the wrong kind in {_STATE_FILE}")
+    checked = {name: content[name] for name in kinds}
+    try:
+        checked["config"] = MiningConfig.from_dict(content["config"])
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, f"the config is not valid ({error})") from None
+    return checked
+
+
+def _damaged(path: str, why: str) -> ValueError:
+    return ValueError(f"Expected a complete save in {path!r}, got a damaged one: {why}. Save the dataset anew.")
+
+
+def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus) -> Dataset:
+    """Return one row per row with ids, scores, ranks and sources; see ``HardNegativeDataset.provenance``."""
+    if corpus.id_column is None:
+        positive_id, negative_ids = pa.array(row_positive), _flat_lists(mining.negative_ids)
+    else:
+        positive_id = pa.array(corpus.external_ids(row_positive), type=pa.string())
+        external = pa.array(corpus.external_ids(mining.negative_ids.reshape(-1)), type=pa.string())
+        offsets = np.arange(len(mining.negative_ids) + 1, dtype=np.int64) * mining.negative_ids.shape[1]
+        negative_ids = pa.LargeListArray.from_arrays(pa.array(offsets), external)
+    sources = pa.DictionaryArray.from_arrays(
+        pa.array(mining.origin.reshape(-1).astype(np.int8)), pa.array(list(_SOURCES.values()), type=pa.string())
+    ).cast(pa.string())
+    offsets = np.arange(len(mining.origin) + 1, dtype=np.int64) * mining.origin.shape[1]
+    return Dataset(
+        InMemoryTable(
+            pa.table(
+                {
+                    "row": pa.array(np.arange(len(row_positive))),
+                    "positive_id": positive_id,
+                    "positive_score": pa.array(mining.positive_scores),
+                    "negative_ids": negative_ids,
+                    "negative_scores": _flat_lists(mining.negative_scores),
+                    "negative_ranks": _flat_lists(mining.ranks),
+                    "negative_sources": pa.LargeListArray.from_arrays(pa.array(offsets), sources),
+                }
+            )
+        )
+    )

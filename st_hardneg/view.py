@@ -1,0 +1,152 @@
+"""The picklable transform behind a live view."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from datasets.utils._dill import pklregister
+
+from st_hardneg.corpus import Ids, TextColumn
+from st_hardneg.table import NegativeTable
+
+if TYPE_CHECKING:
+    from st_hardneg.dataset import HardNegativeDataset
+
+LABEL_COLUMN = "label"
+WEIGHT_UNIT = 1_000_000
+"""Weights stand in labels as whole millionths: a float among ids would turn all of them into floats."""
+
+
+class LiveView:
+    """Turns row numbers into texts at the moment they are fetched, with the negatives of that moment.
+
+    Every column of a live view's Arrow table holds the same numbers: the rows of the wrapped dataset. So any column can
+    be selected, removed or read alone, and rows can be shuffled, filtered or split, and all of it stays live.
+
+    Args:
+        anchors: The anchors, one per row.
+        positives: The positives, one per row.
+        corpus: The corpus texts.
+        table: The negatives of each row.
+        anchor_name: Name of the anchor column.
+        positive_name: Name of the positive column.
+        row_query: int64 of shape ``(num_rows,)``: the query of each row.
+        row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
+        row_weight: int64 of shape ``(num_rows,)``: the weight of each row in millionths.
+        owner: The HardNegativeDataset that refreshes the table; it does not travel to workers.
+    """
+
+    def __init__(
+        self,
+        anchors: TextColumn,
+        positives: TextColumn,
+        corpus: TextColumn,
+        table: NegativeTable,
+        anchor_name: str,
+        positive_name: str,
+        row_query: Ids,
+        row_positive: Ids,
+        row_weight: Ids,
+        owner: HardNegativeDataset | None,
+    ) -> None:
+        self.anchors = anchors
+        self.positives = positives
+        self.corpus = corpus
+        self.table = table
+        self.anchor_name = anchor_name
+        self.positive_name = positive_name
+        self.row_query = row_query
+        self.row_positive = row_positive
+        self.row_weight = row_weight
+        self.owner = owner
+        self.token = uuid.uuid4().hex
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the text columns, in the order in which losses expect them."""
+        return [self.anchor_name, self.positive_name, *self.negative_names]
+
+    @property
+    def negative_names(self) -> list[str]:
+        """``negative_1`` to ``negative_n``."""
+        return [f"negative_{i + 1}" for i in range(self.table.width)]
+
+    def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
+        """Resolve a batch of row numbers.
+
+        Raises:
+            ValueError: If a column was renamed or added after the view was made.
+        """
+        rows = np.asarray(next(iter(batch.values()), []), dtype=np.int64)
+        negatives = self.table.read(rows)
+        numbered = dict(zip(self.negative_names, negatives.T, strict=True))
+        resolved: dict[str, list[Any]] = {}
+        for name in batch:
+            if name in numbered:
+                resolved[name] = self.corpus.take(numbered[name])
+            elif name == self.anchor_name:
+                resolved[name] = self.anchors.take(rows)
+            elif name == self.positive_name:
+                resolved[name] = self.positives.take(rows)
+            elif name == LABEL_COLUMN:
+                ids = (rows, self.row_query[rows], self.row_positive[rows], self.row_weight[rows])
+                resolved[name] = np.column_stack([*ids, negatives]).tolist()
+            else:
+                raise ValueError(
+                    f"Expected the columns of a live view, {self.column_names}, got {name!r}. Rename or add columns "
+                    "before the dataset is wrapped, or take a frozen copy with `to_dataset()`."
+                )
+        return resolved
+
+    def dataset(self, rows: Ids, template: Dataset, *, with_ids: bool) -> Dataset:
+        """Return the live ``datasets.Dataset`` of these rows of the wrapped dataset.
+
+        Its table is in memory, so ``map`` never finds an old cache file for it.
+        """
+        numbers = pa.array(rows, type=pa.int64())
+        names = [*self.column_names, LABEL_COLUMN] if with_ids else self.column_names
+        info = template.info.copy()
+        info.features = None
+        table = InMemoryTable(pa.table({name: numbers for name in names}))
+        dataset = Dataset(table, info=info, split=template.split, fingerprint=self.fingerprint())
+        dataset.set_transform(self)
+        return dataset
+
+    def fingerprint(self) -> str:
+        """Identify what the view shows now; changes with every refresh."""
+        return f"{self.token[:16]}{self.table.generation:016x}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LiveView:
+        # A copied dataset has to follow refreshes as the original does.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": None}
+
+
+@pklregister(LiveView)
+def _save_live_view(pickler: Any, view: LiveView) -> None:
+    # `datasets` hashes a transform by pickling it, every time a format is set: 0.2 s for a million rows. This is that
+    # pickler only; workers get the real thing.
+    pickler.save_reduce(str, (f"{__name__}.LiveView({view.fingerprint()})",), obj=view)
+
+
+def live_views(dataset: Any) -> Iterator[tuple[str | None, LiveView]]:
+    """Yield every live view that a dataset, or a concatenation of datasets, reads from, with its dataset's name.
+
+    The name is the one that the trainer gave a member of a ``DatasetDict``, or None.
+    """
+    for part in getattr(dataset, "datasets", [dataset]):
+        transform, name = getattr(part, "_format_kwargs", {}).get("transform"), None
+        while isinstance(transform, partial):
+            name = transform.keywords.get("dataset_name", name)
+            transform = transform.keywords.get("transform")
+        if isinstance(transform, LiveView):
+            yield name, transform
