@@ -39,7 +39,6 @@ class Candidates:
         """Boolean tensor of shape ``(q, k)``: True where there is a candidate at all."""
         return self.corpus_ids >= 0
 
-
     def at(self, places: Tensor) -> Negatives:
         """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
         there = places.clamp(min=0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -21,12 +22,12 @@ _ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 
 
 def same_text_key(text: str) -> bytes:
-    """Digest that two texts share when a reader would call them the same text.
+    r"""Digest that two texts share when a reader would call them the same text.
 
     Unicode is normalised to NFKC, case is folded, runs of whitespace become one space.
 
     Example:
-        >>> same_text_key("  Straße\\n 1") == same_text_key("STRASSE 1")
+        >>> same_text_key("  Straße\n 1") == same_text_key("STRASSE 1")
         True
     """
     if not text.isascii():
@@ -78,6 +79,11 @@ class TextColumn:
                 yield self._chunks.slice(start, size).to_pylist()
             else:
                 yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def followed_by(self, texts: list[str]) -> TextColumn:
+        """Return the column with these texts at its end."""
+        added = Dataset.from_dict({self._name: texts}, features=self._dataset.features)
+        return TextColumn(concatenate_datasets([self._dataset, added]), self._name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_dataset": self._dataset, "_name": self._name}
@@ -138,7 +144,7 @@ class Corpus:
         searched: int64 of shape ``(num_searched,)``: the corpus ids that are searched. Equal texts are searched
             once, or a row could be given the same negative twice.
         num_given: How many of the texts were given as the corpus.
-        given: The given corpus with all of its columns, if it was a dataset.
+        given: The given corpus with all of its columns, if there was one.
         id_column: The column of ``given`` that holds the caller's own ids, if there is one.
     """
 
@@ -167,12 +173,52 @@ class NumberedPositives:
     Args:
         corpus: The corpus.
         row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
+        id_of_text: The lowest corpus id of each exact text, by digest.
         first_with_key: The lowest corpus id of each text identity, by :func:`same_text_key`.
     """
 
     corpus: Corpus
     row_positive: Ids
-    first_with_key: dict[bytes, int]
+    id_of_text: MutableMapping[bytes, int]
+    first_with_key: MutableMapping[bytes, int]
+
+    def with_positives(self, positives: TextColumn) -> NumberedPositives:
+        """Return the same corpus with other positives; what is missing is added at the end, and not searched."""
+        known, first = ChainMap({}, self.id_of_text), ChainMap({}, self.first_with_key)
+        numbering = _Numbering(known, first, len(self.corpus))
+        row_positive, missing = numbering.place(positives)
+        identities = np.concatenate([self.corpus.identities, np.asarray(numbering.identities, dtype=np.int64)])
+        texts = self.corpus.texts.followed_by(missing) if missing else self.corpus.texts
+        return NumberedPositives(replace(self.corpus, texts=texts, identities=identities), row_positive, known, first)
+
+
+class _Numbering:
+    """Numbers texts from ``start`` on and remembers which are the same."""
+
+    def __init__(self, id_of_text: MutableMapping[bytes, int], first: MutableMapping[bytes, int], start: int) -> None:
+        self.id_of_text, self.first_with_key, self.start = id_of_text, first, start
+        self.identities: list[int] = []
+        self.unique_texts: list[int] = []
+
+    def add(self, text: str) -> int:
+        corpus_id = self.start + len(self.identities)
+        if self.id_of_text.setdefault(_digest(text), corpus_id) == corpus_id:
+            self.unique_texts.append(corpus_id)
+        self.identities.append(self.first_with_key.setdefault(same_text_key(text), corpus_id))
+        return corpus_id
+
+    def place(self, texts: TextColumn) -> tuple[Ids, list[str]]:
+        """Return the number of every text, and those that had none before."""
+        places: list[int] = []
+        missing: list[str] = []
+        for batch in texts.batches():
+            for text in batch:
+                corpus_id = self.id_of_text.get(_digest(text))
+                if corpus_id is None:
+                    corpus_id = self.add(text)
+                    missing.append(text)
+                places.append(corpus_id)
+        return np.asarray(places, dtype=np.int64), missing
 
 
 def number_texts(
@@ -196,53 +242,26 @@ def number_texts(
         TypeError: If the corpus is neither a list of texts nor a Dataset.
     """
     given, text_column, id_column = _given_corpus(corpus, positives, allow_empty)
-    id_of_text: dict[bytes, int] = {}
-    first_with_key: dict[bytes, int] = {}
-    identities: list[int] = []
-    unique_texts: list[int] = []
-
-    def number(text: str) -> None:
-        corpus_id = len(identities)
-        if id_of_text.setdefault(_digest(text), corpus_id) == corpus_id:
-            unique_texts.append(corpus_id)
-        identities.append(first_with_key.setdefault(same_text_key(text), corpus_id))
-
+    numbering = _Numbering({}, {}, 0)
+    texts = None
     if given is not None:
-        for texts in TextColumn(given, text_column).batches():
-            for text in texts:
-                number(text)
-    num_given = len(identities)
-    row_positive = np.empty(len(positives), dtype=np.int64)
-    missing: list[str] = []
-    row = 0
-    for texts in positives.batches():
-        for text in texts:
-            corpus_id = id_of_text.get(_digest(text))
-            if corpus_id is None:
-                corpus_id = len(identities)
-                number(text)
-                missing.append(text)
-            row_positive[row] = corpus_id
-            row += 1
-
-    identity = np.asarray(identities, dtype=np.int64)
+        texts = TextColumn(given, text_column)
+        for batch in texts.batches():
+            for text in batch:
+                numbering.add(text)
+    num_given = len(numbering.identities)
+    row_positive, missing = numbering.place(positives)
+    if texts is None:
+        texts = TextColumn(Dataset.from_dict({"text": missing}), "text")
+    elif missing:
+        texts = texts.followed_by(missing)
+    identities = np.asarray(numbering.identities, dtype=np.int64)
     if distinct == "identity":
-        searched = np.flatnonzero(identity == np.arange(len(identity)))
+        searched = np.flatnonzero(identities == np.arange(len(identities)))
     else:
-        searched = np.asarray(unique_texts, dtype=np.int64)
-    column = _one_column(given, text_column, missing)
-    numbered = Corpus(column, identity, searched, num_given, None if id_column is None else given, id_column)
-    return NumberedPositives(numbered, row_positive, first_with_key)
-
-
-def _one_column(given: Dataset | None, text_column: str, missing: list[str]) -> TextColumn:
-    parts = []
-    if given is not None:
-        only = given.with_format(None).select_columns([text_column])
-        parts.append(only if text_column == "text" else only.rename_column(text_column, "text"))
-    if missing or not parts:
-        parts.append(Dataset.from_dict({"text": missing}, features=parts[0].features if parts else None))
-    return TextColumn(parts[0] if len(parts) == 1 else concatenate_datasets(parts), "text")
+        searched = np.asarray(numbering.unique_texts, dtype=np.int64)
+    numbered = Corpus(texts, identities, searched, num_given, given, id_column)
+    return NumberedPositives(numbered, row_positive, numbering.id_of_text, numbering.first_with_key)
 
 
 def _given_corpus(
@@ -267,8 +286,10 @@ def _given_corpus(
             "Turn it into one of these."
         )
     if len(dataset) == 0:
-        raise ValueError("Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine "
-                         "among the positives.")
+        raise ValueError(
+            "Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine "
+            "among the positives."
+        )
     if not allow_empty:
         check_text_column(dataset, text_column, "corpus")
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build
 from st_hardneg.hardness import hardness_shares
 from st_hardneg.hub import push_mined
 from st_hardneg.mining import Mined, Previous, Recipe, mine_negatives, require_any
-from st_hardneg.pairs import KnownPositives, Pairs, pair_up
+from st_hardneg.pairs import KnownPositives, pair_up
 from st_hardneg.report import MiningReport, peak_memory_mb, summarize
 from st_hardneg.scoring import Scoring, embed
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
@@ -116,9 +116,7 @@ class HardNegativeDataset:
         check_text_column(dataset, self.anchor_column_name, "anchor_column_name")
         check_text_column(dataset, self.positive_column_name, "positive_column_name")
         if searcher is not None and self.config.use_faiss:
-            raise ValueError(
-                "Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out."
-            )
+            raise ValueError("Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.")
         self.cross_encoder = cross_encoder
         self.extra_filters = _named_filters(extra_filters)
         self._custom_searcher = searcher is not None
@@ -186,6 +184,14 @@ class HardNegativeDataset:
         """Which corpus texts are right for which query, for losses that mask by identity."""
         return self._pairs.known
 
+    def known_pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield the anchor and the positive of every row."""
+        start = 0
+        for anchors in self._pairs.anchors.batches():
+            positives = self._corpus.texts.take(self._pairs.row_positive[start : start + len(anchors)])
+            yield from zip(anchors, positives, strict=True)
+            start += len(anchors)
+
     @property
     def report(self) -> MiningReport:
         """The report of the last mining.
@@ -215,9 +221,7 @@ class HardNegativeDataset:
 
     def _mined(self, wanted: str) -> Mining:
         if self._mining is None:
-            raise NotMinedError(
-                f"This dataset has no negatives yet. Call `.mine(model)` before `.{wanted}`."
-            )
+            raise NotMinedError(f"This dataset has no negatives yet. Call `.mine(model)` before `.{wanted}`.")
         return self._mining
 
     # --- mining ---------------------------------------------------------------------------------------------------
@@ -262,7 +266,7 @@ class HardNegativeDataset:
             ValueError: As for :meth:`mine`.
         """
         started = time.perf_counter()
-        similarity = _similarity_name(model)
+        similarity = similarity_name(model)
         scoring = Scoring(
             embed(
                 self._pairs,
@@ -464,8 +468,12 @@ class HardNegativeDataset:
         others = self._dataset.with_format(None).select(source)
         for name in others.column_names:
             if name not in dataset.column_names:
-                dataset = dataset.add_column(name, others.data.table.column(name) if others._indices is None
-                                             else others.flatten_indices().data.table.column(name))
+                dataset = dataset.add_column(
+                    name,
+                    others.data.table.column(name)
+                    if others._indices is None
+                    else others.flatten_indices().data.table.column(name),
+                )
         return dataset
 
     def provenance(self) -> Dataset:
@@ -625,7 +633,13 @@ def churn(before: Ids, after: Ids) -> float:
     return float((filled & ~known).sum() / filled.sum())
 
 
-def _similarity_name(model: Any) -> str:
+def similarity_name(model: Any) -> str:
+    """Return the name of the model's similarity.
+
+    Raises:
+        TypeError: If the model cannot encode queries and documents.
+        ValueError: If it cannot be searched by that similarity.
+    """
     for method in ("encode_query", "encode_document", "encode"):
         if not callable(getattr(model, method, None)):
             raise TypeError(

@@ -69,7 +69,7 @@ def mine_hard_negatives(
     as_triplets: bool | None = None,
     margin: float | None = None,
 ) -> Dataset:
-    """Add hard negatives to (anchor, positive) pairs: a drop-in for ``sentence_transformers.util.mine_hard_negatives``.
+    """Add hard negatives to (anchor, positive) pairs, as ``sentence_transformers.util.mine_hard_negatives`` does.
 
     Arguments, rank windows, row handling and output are Sentence Transformers' own (see its documentation of the
     function of this name). What differs:
@@ -420,8 +420,10 @@ def _statistics(
     yield f"{'Metric':<6} {'Positive':>14} {'Negative':>14} {'Difference':>14}"
     yield f"{'Count':<6} {len(positive_scores):>14,} {len(negative):>14,} {'':>14}"
     for name, function in _METRICS.items():
-        row = [function(values.double().numpy()) if len(values) else np.nan
-               for values in (positive_scores, negative, difference)]
+        row = [
+            function(values.double().numpy()) if len(values) else np.nan
+            for values in (positive_scores, negative, difference)
+        ]
         yield f"{name:<6} " + " ".join(f"{value:>14.4f}" for value in row)
     values = {**config.to_dict(), "min_score": min_score}
     for rule, count in mined.tally.removed.items():

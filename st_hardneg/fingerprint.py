@@ -29,16 +29,16 @@ def weights_fingerprint(model: nn.Module) -> str:
     for name in ("truncate_dim", "max_seq_length", "prompts", "default_prompt_name", "similarity_fn_name"):
         settings.append(f"{name}={getattr(model, name, None)!r}")
     tokenizer = getattr(model, "tokenizer", None)
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
         settings.append(_without_batch_state(backend.to_str()))
     digest.update("\n".join(settings).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _raw_bytes(tensor: Tensor) -> bytes | memoryview:
+def _raw_bytes(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _without_batch_state(tokenizer_json: str) -> str:

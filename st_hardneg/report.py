@@ -110,8 +110,7 @@ class MiningReport:
         ]
         for rule, count in self.removed.items():
             lines.append(
-                f"  {'- ' + rule:<26}{count:>12,}{_share(count, self.num_candidates):>9}"
-                f"{self.removed_alone[rule]:>17,}"
+                f"  {'- ' + rule:<26}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone[rule]:>17,}"
             )
         lines.append(f"  {'kept':<26}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}")
         lines += ["", f"  {'slots':<26}{'count':>12}{'share':>9}"]
@@ -125,8 +124,10 @@ class MiningReport:
         ):
             if count or name in ("mined", "empty"):
                 lines.append(f"  {name:<26}{count:>12,}{_share(count, self.num_slots):>9}")
-        lines.append(f"  {'rows with empty slots':<26}{self.num_incomplete_rows:>12,}"
-                     f"{_share(self.num_incomplete_rows, self.num_rows):>9}")
+        lines.append(
+            f"  {'rows with empty slots':<26}{self.num_incomplete_rows:>12,}"
+            f"{_share(self.num_incomplete_rows, self.num_rows):>9}"
+        )
         lines += ["", f"  {'score':<12}" + "".join(f"{name:>9}" for name in ("mean", "std", *_QUANTILES))]
         for name, summary in self.scores.items():
             lines.append(f"  {name:<12}" + "".join(f"{summary[key]:>9.4f}" for key in ("mean", "std", *_QUANTILES)))

@@ -71,7 +71,7 @@ def fill(
         empty = int((~negatives.is_present).sum())
         example = scoring.pairs.anchors.take(scoring.pairs.first_row[lacking[:1].numpy()])[0]
         raise MiningError(
-            f"Expected `num_negatives={config.num_negatives}` negatives for every query (`shortfall=\"error\"`), got "
+            f'Expected `num_negatives={config.num_negatives}` negatives for every query (`shortfall="error"`), got '
             f"too few for {len(lacking):,} of {scoring.pairs.num_queries:,} queries ({empty:,} empty slots), such as "
             f"{example[:60]!r}. Raise `range_max`, loosen a filter, or choose another `shortfall`."
         )

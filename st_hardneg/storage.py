@@ -89,9 +89,8 @@ def _umask() -> int:
 
 def _write(folder: str, state: SavedState) -> None:
     state.pairs.with_format(None).save_to_disk(os.path.join(folder, "pairs"))
-    given = _given_part(state.corpus)
-    if given is not None:
-        given.save_to_disk(os.path.join(folder, "corpus"))
+    if state.corpus.given is not None:
+        state.corpus.given.with_format(None).save_to_disk(os.path.join(folder, "corpus"))
     if state.mining is not None:
         _negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
     content = {
@@ -107,14 +106,6 @@ def _write(folder: str, state: SavedState) -> None:
     }
     with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
-
-
-def _given_part(corpus: Corpus) -> Dataset | None:
-    if corpus.given is not None:
-        return corpus.given.with_format(None)
-    if not corpus.num_given:
-        return None
-    return Dataset.from_dict({"text": corpus.texts.take(np.arange(corpus.num_given))})
 
 
 def _corpus_fingerprint(corpus: Corpus) -> str:

@@ -8,11 +8,11 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset
 
-BeirTable = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Dataset
+BeirTable: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Dataset
 """A path to a ``.jsonl`` or ``.tsv`` file (also ``.gz``), a list of dictionaries, or a Dataset."""
 
 _ID_NAMES = ("_id", "id")
@@ -60,9 +60,7 @@ def read_beir(
                     f"Expected every judgement in `qrels` to name known ids, got the {name} id {wanted!r}, which is "
                     "not among them. Pass the tables of one data set, complete."
                 )
-        for name, value in zip(
-            pairs, (anchors[query_id], texts[corpus_id], query_id, corpus_id, score), strict=True
-        ):
+        for name, value in zip(pairs, (anchors[query_id], texts[corpus_id], query_id, corpus_id, score), strict=True):
             pairs[name].append(value)
     if not pairs["anchor"]:
         raise ValueError("Expected judgements with a score above 0 in `qrels`, got none. Check the file and its split.")

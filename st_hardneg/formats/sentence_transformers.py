@@ -105,7 +105,7 @@ def _n_tuples(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]
 
 def _labeled_pairs(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
     """Each row's positive, and after a query's last row its negatives, once."""
-    num_rows, width = tuples.negative_ids.shape
+    num_rows = len(tuples.negative_ids)
     last = np.zeros(num_rows, dtype=bool)
     last[num_rows - 1 - np.unique(tuples.row_query[::-1], return_index=True)[1]] = True
     is_written = np.concatenate([np.ones((num_rows, 1), bool), (tuples.negative_ids >= 0) & last[:, None]], axis=1)

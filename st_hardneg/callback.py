@@ -1,0 +1,304 @@
+"""MiningCallback: re-mines while the stock trainer trains."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from accelerate.utils import broadcast_object_list
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from sentence_transformers.util.distributed import distributed_evaluation
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from st_hardneg.dataset import HardNegativeDataset, Mining
+from st_hardneg.encoding import Encoding, Encodings
+from st_hardneg.report import MiningReport
+from st_hardneg.view import live_views
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+MiningStrategy = Literal["steps", "epoch"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A dataset that the running training reads, and the trainer's name for it."""
+
+    name: str | None
+    hard_negatives: HardNegativeDataset
+
+
+class MiningCallback(TrainerCallback):
+    """Refreshes hard negatives while ``SentenceTransformerTrainer`` trains.
+
+    Mines with the model in training, with the prompts and routes that the trainer trains with unless the config names
+    its own. The training dataset has to be a live view, ``hard_negatives.as_dataset()``. Metrics go to the trainer's
+    log under ``mining/``, reports to ``callback.reports``.
+
+    Batches are fetched ahead of time, so a refresh is not seen at once. After one at step ``s``, the first micro-batch
+    with new negatives only is ``s * gradient_accumulation_steps + 1 + num_workers * prefetch_factor + 1``;
+    :meth:`first_step_seen` says which step that is. At an epoch boundary there is no delay.
+
+    Args:
+        hard_negatives: What to refresh: one dataset, a mapping by dataset name for a training on a ``DatasetDict``, or
+            None for every live view that the train dataloader holds.
+        mining_steps: Refresh every so many optimizer steps; below 1, that share of all steps, as for ``eval_steps``.
+        mining_strategy: ``"steps"``, or ``"epoch"`` to refresh before every epoch but the first.
+        mining_warmup_steps: No refresh before this step.
+        model: A teacher to mine with in place of the model in training.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range; and when training starts, if the training dataset holds no live view
+            of what is to be refreshed, so that a refresh would change nothing.
+    """
+
+    def __init__(
+        self,
+        hard_negatives: HardNegativeDataset | Mapping[str, HardNegativeDataset] | None = None,
+        mining_steps: float = 500,
+        *,
+        mining_strategy: MiningStrategy = "steps",
+        mining_warmup_steps: int = 0,
+        model: SentenceTransformer | None = None,
+    ) -> None:
+        _check_hard_negatives(hard_negatives)
+        if isinstance(mining_steps, bool) or not isinstance(mining_steps, (int, float)):
+            raise TypeError(f"Expected `mining_steps` to be a number, got {mining_steps!r}. Pass steps, or a share.")
+        if not mining_steps > 0 or (mining_steps >= 1 and mining_steps != int(mining_steps)):
+            raise ValueError(
+                f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got "
+                f"{mining_steps!r}. Choose another value."
+            )
+        if mining_strategy not in get_args(MiningStrategy):
+            raise ValueError(
+                f"Expected `mining_strategy` to be one of {list(get_args(MiningStrategy))}, got {mining_strategy!r}."
+            )
+        if isinstance(mining_warmup_steps, bool) or not isinstance(mining_warmup_steps, int) or mining_warmup_steps < 0:
+            raise ValueError(
+                f"Expected `mining_warmup_steps` to be a whole number from 0 up, got {mining_warmup_steps!r}."
+            )
+        self.hard_negatives = hard_negatives
+        self.mining_steps = mining_steps
+        self.mining_strategy = mining_strategy
+        self.mining_warmup_steps = mining_warmup_steps
+        self.model = model
+        self.reports: list[MiningReport] = []
+        self.trainer: Trainer | None = None
+        self._targets: list[_Target] = []
+        self._steps_per_epoch = 0
+        self._mined_at: int | None = None
+
+    # --- the trainer's events -------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the live views that are trained on, and refuse a setup in which a refresh would change nothing."""
+        self.reports = []
+        self._mined_at = None
+        self.trainer = _calling_trainer() or self.trainer
+        loader = kwargs["train_dataloader"]
+        self._targets = list(self._find_targets(loader.dataset))
+        self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
+        if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
+            logger.warning(
+                "`batch_sampler=NO_DUPLICATES_HASHED` hashes the negatives once and keeps these hashes after every "
+                "refresh, so that batches may hold duplicates of the new negatives. Use "
+                "`batch_sampler=st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
+            )
+        if self.mining_strategy == "steps":
+            every = self._every(state)
+            logger.info(
+                f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "
+                f"{args.gradient_accumulation_steps} gradient accumulation steps, negatives mined at step {every} fill "
+                f"whole batches from step {self.first_step_seen(every, args)} on."
+            )
+            if every >= state.max_steps:
+                logger.warning(
+                    f"`mining_steps={self.mining_steps}` is not below the {state.max_steps} steps of this training: "
+                    "nothing will be refreshed. Lower `mining_steps`."
+                )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refresh if it is time, except after the last step."""
+        if self.mining_strategy == "steps" and state.global_step % self._every(state) == 0:
+            self._refresh(args, state, control, kwargs["model"])
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refresh at the boundary between two epochs; there, every batch of the new epoch has the new negatives."""
+        at_boundary = state.global_step > 0 and state.global_step % self._steps_per_epoch == 0
+        if self.mining_strategy == "epoch" and at_boundary:
+            self._refresh(args, state, control, kwargs["model"])
+
+    def first_step_seen(self, step: int, args: TrainingArguments) -> int:
+        """Return the first optimizer step all of whose batches have the negatives mined at the end of ``step``.
+
+        One micro-batch is fetched ahead by accelerate, and ``prefetch_factor`` batches by each worker.
+        """
+        accumulation = args.gradient_accumulation_steps
+        ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        old_micro_batches = step * accumulation + 1 + ahead
+        return math.ceil(old_micro_batches / accumulation) + 1
+
+    # --- refreshing -----------------------------------------------------------------------------------------------
+
+    def _every(self, state: TrainerState) -> int:
+        if self.mining_steps >= 1:
+            return int(self.mining_steps)
+        return max(1, math.ceil(state.max_steps * self.mining_steps))
+
+    def _refresh(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, trained: Any) -> None:
+        step = state.global_step
+        if step < self.mining_warmup_steps or step >= state.max_steps or step == self._mined_at:
+            return
+        for target in self._targets:
+            mining = self._compute(target, args, step, trained)
+            target.hard_negatives.apply_mining(mining)
+            self.reports.append(mining.report)
+            seen = step + 1 if self.mining_strategy == "epoch" else self.first_step_seen(step, args)
+            self._log({**mining.report.metrics(), "mining/seen_from_step": seen}, target.name, state, control)
+        self._mined_at = step
+
+    def _compute(self, target: _Target, args: TrainingArguments, step: int, trained: Any) -> Mining:
+        """Mine on rank 0, with the encoding shared over all ranks, and bring the result to every rank."""
+        model = self.model if self.model is not None else trained
+        encodings = training_encodings(target.hard_negatives, args, target.name)
+        # Sharded models have to run on every rank, as in the trainer's own evaluation.
+        is_sharded = bool(
+            getattr(self.trainer, "is_fsdp_enabled", False) or getattr(self.trainer, "is_deepspeed_enabled", False)
+        )
+        mining: Mining | None = None
+        with distributed_evaluation(model, enabled=not is_sharded) as is_mining:
+            if is_mining:
+                mining = target.hard_negatives.compute_mining(
+                    model, encodings=encodings, step=step, show_progress_bar=not args.disable_tqdm
+                )
+        received: Mining = broadcast_object_list([mining])[0]
+        return received
+
+    def _log(self, metrics: dict[str, float], name: str | None, state: TrainerState, control: TrainerControl) -> None:
+        if len(self._targets) > 1:
+            metrics = {key.replace("mining/", f"mining/{name}/", 1): value for key, value in metrics.items()}
+        if self.trainer is None:
+            state.log_history.append({**metrics, "step": state.global_step})
+            return
+        # Logging clears the flag, and with it the loss that is due to be logged at this very step.
+        due = control.should_log
+        self.trainer.log(metrics)
+        control.should_log = due
+
+    def _find_targets(self, dataset: Any) -> Iterator[_Target]:
+        """Yield what is to be refreshed, and make sure that the training reads it."""
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                "Expected a train dataset that is a live view (`hard_negatives.as_dataset()`), got an IterableDataset, "
+                "which a refresh cannot reach. Train on the live view, or mine the stream with `HardNegativeMiner`."
+            )
+        names: dict[int, str | None] = {}
+        owners: dict[int, HardNegativeDataset] = {}
+        for name, view in live_views(dataset):
+            if view.owner is not None:
+                owners[id(view.owner)] = view.owner
+                names.setdefault(id(view.owner), name)
+        wanted: dict[str | None, HardNegativeDataset]
+        if self.hard_negatives is None:
+            wanted = {names[key]: owner for key, owner in owners.items()}
+            if len(wanted) < len(owners):
+                wanted = {f"dataset_{number}": owner for number, owner in enumerate(owners.values())}
+        elif isinstance(self.hard_negatives, HardNegativeDataset):
+            wanted = {names.get(id(self.hard_negatives)): self.hard_negatives}
+        else:
+            wanted = {name: member for name, member in self.hard_negatives.items()}
+        if not wanted:
+            raise ValueError(
+                "Expected the train dataset to be, or to hold, a live view of a HardNegativeDataset, got none, so that "
+                "a refresh would change nothing. Pass `train_dataset=hard_negatives.as_dataset()` to the trainer."
+            )
+        for name, hard_negatives in wanted.items():
+            if id(hard_negatives) not in owners:
+                what = "`hard_negatives`" if name is None else f"`hard_negatives[{name!r}]`"
+                raise ValueError(
+                    f"Expected the train dataset to be, or to hold, a live view of {what}, got another dataset, so "
+                    "that a refresh would change nothing. Pass `train_dataset=hard_negatives.as_dataset()` to the trainer "
+                    "(`to_dataset()` is a frozen copy)."
+                )
+            yield _Target(name, hard_negatives)
+
+
+def training_encodings(
+    hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None
+) -> Encodings:
+    """Return the prompts and routes that the trainer uses for this dataset, unless the config names its own.
+
+    Args:
+        hard_negatives: The dataset.
+        args: The training arguments: ``prompts`` and ``router_mapping``.
+        dataset_name: The trainer's name for the dataset, if it trains on several.
+    """
+    config = hard_negatives.config
+    encodings = Encodings.from_config(config)
+    prompts = getattr(args, "prompts", None)
+    routes = getattr(args, "router_mapping", None)
+
+    def adapted(encoding: Encoding, column: str, is_set: bool) -> Encoding:
+        if not is_set:
+            # Without prompts in the arguments, the trainer trains without any; the model's default must not creep in.
+            encoding = replace(encoding, prompt=_for_column(prompts, column, dataset_name) or "")
+        return replace(encoding, task=_for_column(routes, column, dataset_name) or encoding.task)
+
+    return Encodings(
+        adapted(
+            encodings.queries,
+            hard_negatives.anchor_column_name,
+            config.query_prompt is not None or config.query_prompt_name is not None,
+        ),
+        adapted(
+            encodings.corpus,
+            hard_negatives.positive_column_name,
+            config.corpus_prompt is not None or config.corpus_prompt_name is not None,
+        ),
+    )
+
+
+def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:
+    """Look a column up in one of the trainer's settings: a string, by column, by dataset, or by dataset and column."""
+    if isinstance(setting, Mapping) and dataset_name is not None and dataset_name in setting:
+        setting = setting[dataset_name]
+    if isinstance(setting, Mapping):
+        setting = setting.get(column)
+    return setting if isinstance(setting, str) else None
+
+
+def _check_hard_negatives(hard_negatives: Any) -> None:
+    members = hard_negatives.values() if isinstance(hard_negatives, Mapping) else [hard_negatives]
+    for member in members:
+        if hard_negatives is not None and not isinstance(member, HardNegativeDataset):
+            raise TypeError(
+                f"Expected `hard_negatives` to be a HardNegativeDataset, a mapping of them by dataset name, or None, "
+                f"got {type(member).__name__}. Pass what `as_dataset()` was called on."
+            )
+
+
+def _calling_trainer() -> Trainer | None:
+    """Return the trainer whose loop is calling.
+
+    Callbacks are given everything but the trainer, and only its ``log`` reaches every reporter and the log history.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer):
+            return candidate
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

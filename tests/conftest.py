@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import socket
+from collections.abc import Iterator, Sequence
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+disable_progress_bars()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test reach another machine; sockets between processes of this one stay."""
+    real = socket.socket.connect
+
+    def connect(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        real(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+def word_model(words: Sequence[str], vectors: torch.Tensor, similarity: str = "cosine") -> SentenceTransformer:
+    """Return a real model in which a text is the mean of its words' vectors; unknown words are the zero vector."""
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    weights = torch.cat([torch.zeros(1, vectors.shape[1]), vectors.float()])
+    module = StaticEmbedding(tokenizer, embedding_weights=weights.numpy())
+    return SentenceTransformer(modules=[module], device="cpu", similarity_fn_name=similarity)
+
+
+@pytest.fixture
+def protractor() -> SentenceTransformer:
+    """A model whose texts are angles: "40°" has the vector (cos 40°, sin 40°), so a score is the cosine between them.
+
+    Words before the angle do not count: "note 40°" points the same way, but is another text.
+    """
+    angles = [math.radians(degrees) for degrees in range(360)]
+    vectors = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
+    return word_model([f"{degrees}°" for degrees in range(360)], vectors)
+
+
+WORDS = [f"w{number}" for number in range(200)]
+
+
+@pytest.fixture
+def bag_of_words() -> SentenceTransformer:
+    """A model of 200 words with random vectors of 16 dimensions; it can be trained."""
+    return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def random_texts(count: int, seed: int, length: int = 4) -> list[str]:
+    """Return texts of random words that :func:`bag_of_words` knows."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=length)) for _ in range(count)]
+
+
+@pytest.fixture
+def word_pairs() -> Dataset:
+    """48 rows of anchor and positive, each with a text of its own."""
+    texts = list(dict.fromkeys(random_texts(120, seed=1)))[:96]
+    return Dataset.from_dict({"anchor": texts[:48], "positive": texts[48:]})
+
+
+@pytest.fixture
+def data_dir() -> Iterator[str]:
+    """The folder with real labelled sets, where there is one."""
+    path = os.path.join(os.path.dirname(__file__), "..", "..", "shared", "data")
+    if not os.path.isdir(os.path.join(path, "scifact")):
+        pytest.skip("the labelled sets (../shared/data) are not on this machine")
+    yield path
+
+
+def whole(message: str) -> str:
+    """Return a pattern that matches this message only."""
+    return f"^{re.escape(message)}$"
