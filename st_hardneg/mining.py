@@ -218,10 +218,9 @@ def require_any(mined: Mined) -> None:
     """Raise if a run found nothing at all.
 
     Raises:
-        MiningError: If not a single slot was filled by the search (or at random, where that is asked for); the error
-            says which rule removed most.
+        MiningError: If no slot holds a negative that passes today's filters; the error says which rule removed most.
     """
-    found = (mined.origin == shortfall.MINED) | (mined.origin == shortfall.RANDOM)
+    found = (mined.origin != shortfall.EMPTY) & (mined.origin != shortfall.LAST_RESORT)
     if not bool(found.any()):
         raise MiningError(_nothing_found(mined.tally, mined.scoring))
 

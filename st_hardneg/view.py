@@ -79,18 +79,23 @@ class LiveView:
         return [f"negative_{i + 1}" for i in range(self.table.width)]
 
     def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
-        """Resolve a batch of row numbers.
+        """Resolve a batch of row numbers; what ``map`` has put into or beside the view's columns stays as it is.
 
         Raises:
-            ValueError: If a column was renamed or added after the view was made.
+            ValueError: If a column of the view was renamed.
         """
-        rows = np.asarray(next(iter(batch.values()), []), dtype=np.int64)
+        numbered = next((v for name, v in batch.items() if self._is_ours(name) and _is_numbers(v)), None)
+        if numbered is None:
+            return {name: list(values) for name, values in batch.items()}
+        rows = np.asarray(numbered, dtype=np.int64)
         negatives = self.table.read(rows)
-        numbered = dict(zip(self.negative_names, negatives.T, strict=True))
+        slots = dict(zip(self.negative_names, negatives.T, strict=True))
         resolved: dict[str, list[Any]] = {}
-        for name in batch:
-            if name in numbered:
-                resolved[name] = self.corpus.take(numbered[name])
+        for name, values in batch.items():
+            if not _is_numbers(values):
+                resolved[name] = list(values)
+            elif name in slots:
+                resolved[name] = self.corpus.take(slots[name])
             elif name == self.anchor_name:
                 resolved[name] = self.anchors.take(rows)
             elif name == self.positive_name:
@@ -98,12 +103,17 @@ class LiveView:
             elif name == LABEL_COLUMN:
                 ids = (rows, self.row_query[rows], self.row_positive[rows], self.row_weight[rows])
                 resolved[name] = np.column_stack([*ids, negatives]).tolist()
-            else:
+            elif values == numbered:
                 raise ValueError(
-                    f"Expected the columns of a live view, {self.column_names}, got {name!r}. Rename or add columns "
-                    "before the dataset is wrapped, or take a frozen copy with `to_dataset()`."
+                    f"Expected the columns of a live view, {self.column_names}, got {name!r}, which is one of them "
+                    "renamed. Rename columns before the dataset is wrapped, or take a frozen copy with `to_dataset()`."
                 )
+            else:
+                resolved[name] = list(values)
         return resolved
+
+    def _is_ours(self, name: str) -> bool:
+        return name in (self.anchor_name, self.positive_name, LABEL_COLUMN) or name in self.negative_names
 
     def dataset(self, rows: Ids, template: Dataset, *, with_ids: bool) -> Dataset:
         """Return the live ``datasets.Dataset`` of these rows of the wrapped dataset.
@@ -136,6 +146,10 @@ def _save_live_view(pickler: Any, view: LiveView) -> None:
     # `datasets` hashes a transform by pickling it, every time a format is set: 0.2 s for a million rows. This is that
     # pickler only; workers get the real thing.
     pickler.save_reduce(str, (f"{__name__}.LiveView({view.fingerprint()})",), obj=view)
+
+
+def _is_numbers(values: Any) -> bool:
+    return bool(values) and isinstance(values[0], int)
 
 
 def live_views(dataset: Any) -> Iterator[tuple[str | None, LiveView]]:

@@ -1,0 +1,99 @@
+"""HardNegativeMiner in `dataset.map`."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+
+from st_hardneg import HardNegativeDataset, HardNegativeMiner, MiningConfig
+from tests.conftest import WORDS, random_texts, word_model
+
+CORPUS = random_texts(60, seed=4)
+
+
+def test_map_equals_the_dataset(bag_of_words, word_pairs):
+    """Batch by batch, `map` finds what the dataset finds at once."""
+    config = MiningConfig(num_negatives=2, relative_margin=0.1)
+    whole = HardNegativeDataset(word_pairs, CORPUS, config)
+    whole.mine(bag_of_words, show_progress_bar=False)
+    for batch_size in (7, 1000):
+        miner = HardNegativeMiner(bag_of_words, CORPUS, config, positives=word_pairs, output_scores=True)
+        mined = word_pairs.map(miner, batched=True, batch_size=batch_size)
+        assert mined.column_names == ["anchor", "positive", "negative_1", "negative_2", "scores"]
+        for row, ids in zip(mined, whole.negative_ids, strict=True):
+            expected = [text if number >= 0 else None
+                        for text, number in zip(whole.corpus.texts.take(ids.clip(0)), ids, strict=True)]
+            assert [row["negative_1"], row["negative_2"]] == expected
+
+
+def test_positives_of_rows_outside_of_the_batch_are_excluded(protractor):
+    """A batch of one row knows the positives that other rows of the anchor have, but only through `positives`."""
+    pairs = Dataset.from_dict({"anchor": ["q 0°", "Q 0°"], "positive": ["p 5°", "s 10°"]})
+    corpus = ["s 10°", "x 20°"]
+    with_them = HardNegativeMiner(protractor, corpus, MiningConfig(num_negatives=1), positives=pairs)
+    assert pairs.map(with_them, batched=True, batch_size=1)["negative_1"][:] == ["x 20°", "x 20°"]
+    without = HardNegativeMiner(protractor, corpus, MiningConfig(num_negatives=1))
+    assert pairs.map(without, batched=True, batch_size=1)["negative_1"][:] == ["s 10°", "x 20°"]
+
+
+def test_in_a_stream_and_in_several_processes(bag_of_words, word_pairs):
+    """An IterableDataset and `num_proc=2` give the same rows."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=2), positives=word_pairs)
+    expected = word_pairs.map(miner, batched=True).to_list()
+    assert list(word_pairs.to_iterable_dataset().map(miner, batched=True, batch_size=10)) == expected
+    assert word_pairs.map(miner, batched=True, num_proc=2).to_list() == expected
+    assert pickle.loads(pickle.dumps(miner))(word_pairs[:3]) == miner(word_pairs[:3])
+
+
+def test_the_fingerprint_follows_weights_corpus_positives_and_config(bag_of_words, word_pairs):
+    """Equal miners hash alike; any difference in what results depend on shows."""
+
+    def hashed(seed=0, corpus=CORPUS, positives=None, **config) -> str:
+        model = word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(seed)))
+        miner = HardNegativeMiner(model, corpus, MiningConfig(**config), positives=positives)
+        return Hasher.hash(miner)
+
+    same = hashed()
+    assert hashed() == same
+    others = [hashed(seed=1), hashed(corpus=CORPUS[1:]), hashed(positives=word_pairs), hashed(num_negatives=2)]
+    assert len({same, *others}) == 5
+
+
+def test_map_finds_its_cache_and_no_other_one(bag_of_words, word_pairs, tmp_path):
+    """On a dataset on disk, the same miner loads the cached result; other weights compute anew."""
+    from datasets import load_from_disk
+
+    word_pairs.save_to_disk(str(tmp_path / "pairs"))
+    pairs = load_from_disk(str(tmp_path / "pairs"))
+    results = []
+    for seed in (0, 0, 1):
+        model = word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(seed)))
+        results.append(pairs.map(HardNegativeMiner(model, CORPUS), batched=True))
+    assert results[0].cache_files == results[1].cache_files != results[2].cache_files
+    assert results[0]["negative_1"][:] == results[1]["negative_1"][:] != results[2]["negative_1"][:]
+
+
+def test_empty_slots_are_none(protractor):
+    """What cannot be filled is None, which keeps the rows of the batch."""
+    pairs = Dataset.from_dict({"anchor": ["q 0°"], "positive": ["p 5°"]})
+    mined = pairs.map(HardNegativeMiner(protractor, ["x 20°"], MiningConfig(num_negatives=2)), batched=True)
+    assert mined[0] == {"anchor": "q 0°", "positive": "p 5°", "negative_1": "x 20°", "negative_2": None}
+
+
+def test_bad_input(bag_of_words, word_pairs):
+    """Without anything to search, without columns, with a misspelt column or an empty text."""
+    with pytest.raises(ValueError, match="Expected a `corpus` to search or `positives` to search among, got neither"):
+        HardNegativeMiner(bag_of_words, None)
+    with pytest.raises(TypeError, match="Expected a SentenceTransformer model, got int"):
+        HardNegativeMiner(3, CORPUS)
+    miner = HardNegativeMiner(bag_of_words, CORPUS, anchor_column_name="ancor")
+    with pytest.raises(ValueError, match="`anchor_column_name='ancor'` is not a column"):
+        miner(word_pairs[:2])
+    with pytest.raises(ValueError, match="Expected batches with an anchor and a positive column"):
+        HardNegativeMiner(bag_of_words, CORPUS)({"anchor": ["a"]})
+    with pytest.raises(ValueError, match="got None or an empty text in 1 row: 1"):
+        HardNegativeMiner(bag_of_words, CORPUS)({"anchor": ["a", ""], "positive": ["b", "c"]})
