@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
 
 Ids = npt.NDArray[np.int64]
 """Row numbers; shapes are given where they are used."""
@@ -41,6 +44,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def dataset_of(table: pa.Table) -> Dataset:
+    """Make a Dataset of an Arrow table, without the hash of all of its bytes that `datasets` would compute."""
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
+
+
 class TextColumn:
     """A column of texts, read by row number, in memory or memory-mapped as its dataset is.
 
@@ -67,9 +75,11 @@ class TextColumn:
         numbers = np.asarray(rows, dtype=np.int64)
         if self._indices is not None:
             numbers = self._indices[numbers]
-        # Arrow resolves the chunk of a single row number by itself; `take` on a column of many chunks
-        # would copy the whole column first.
+        # 320 texts of 500 000: 0.1 ms with `take` on one chunk, 51 ms with `take` on 500, 0.6 ms one by one.
         chunks = self._chunks
+        if chunks.num_chunks == 1:
+            texts: list[str] = chunks.chunk(0).take(pa.array(numbers)).to_pylist()
+            return texts
         return [chunks[number].as_py() for number in numbers.tolist()]
 
     def batches(self, size: int = _READ_ROWS) -> Iterator[list[Any]]:
@@ -82,8 +92,13 @@ class TextColumn:
 
     def followed_by(self, texts: list[str]) -> TextColumn:
         """Return the column with these texts at its end."""
-        added = Dataset.from_dict({self._name: texts}, features=self._dataset.features)
-        return TextColumn(concatenate_datasets([self._dataset, added]), self._name)
+        added = pa.table({self._name: pa.array(texts, type=self._chunks.type)})
+        return TextColumn(concatenate_datasets([self._dataset, dataset_of(added)]), self._name)
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> TextColumn:
+        """Return a column of these texts, in memory."""
+        return cls(dataset_of(pa.table({"text": pa.array(texts, type=pa.large_string())})), "text")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_dataset": self._dataset, "_name": self._name}
@@ -252,7 +267,7 @@ def number_texts(
     num_given = len(numbering.identities)
     row_positive, missing = numbering.place(positives)
     if texts is None:
-        texts = TextColumn(Dataset.from_dict({"text": missing}), "text")
+        texts = TextColumn.of(missing)
     elif missing:
         texts = texts.followed_by(missing)
     identities = np.asarray(numbering.identities, dtype=np.int64)
@@ -279,7 +294,8 @@ def _given_corpus(
                 f"Expected `corpus` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
                 "Pass strings only."
             )
-        dataset, text_column = Dataset.from_dict({"text": list(corpus)}), "text"
+        table = pa.table({"text": pa.array(list(corpus), type=pa.large_string())})
+        dataset, text_column = dataset_of(table), "text"
     else:
         raise TypeError(
             f"Expected `corpus` to be a list of texts, a `datasets.Dataset` or None, got {type(corpus).__name__}. "

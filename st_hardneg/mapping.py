@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from datasets.utils._dill import pklregister
 from sentence_transformers import SimilarityFunction
 
@@ -82,7 +82,7 @@ class HardNegativeMiner:
         self.positive_column_name = positive_column_name or (known.positive_column_name if known is not None else None)
         self._positives_of = _positives_by_anchor(known)
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
-        self._numbered = number_texts(_column(all_positives), corpus)
+        self._numbered = number_texts(TextColumn.of(all_positives), corpus)
         self._encodings = Encodings.from_config(self.config)
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
@@ -122,8 +122,8 @@ class HardNegativeMiner:
             for anchor in dict.fromkeys(anchors)
             for positive in self._positives_of.get(same_text_key(anchor), ())
         ]
-        numbered = self._numbered.with_positives(_column([*positives, *(positive for _, positive in others)]))
-        pairs = pair_up(_column([*anchors, *(anchor for anchor, _ in others)]), numbered)
+        numbered = self._numbered.with_positives(TextColumn.of([*positives, *(positive for _, positive in others)]))
+        pairs = pair_up(TextColumn.of([*anchors, *(anchor for anchor, _ in others)]), numbered)
         scoring = Scoring(
             self._embed(pairs, numbered.corpus),
             pairs,
@@ -184,10 +184,6 @@ class HardNegativeMiner:
     def __getstate__(self) -> dict[str, Any]:
         # Another process indexes anew: not every index can be pickled.
         return {**self.__dict__, "_searcher": None}
-
-
-def _column(texts: list[str]) -> TextColumn:
-    return TextColumn(Dataset.from_dict({"text": texts}, features=Features({"text": Value("string")})), "text")
 
 
 def _positives_by_anchor(known: HardNegativeDataset | None) -> dict[bytes, list[str]]:

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_from_disk
-from datasets.table import InMemoryTable
 
 from st_hardneg import shortfall
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus, Ids
+from st_hardneg.corpus import Corpus, Ids, dataset_of
 from st_hardneg.fingerprint import texts_fingerprint
 from st_hardneg.report import MiningReport
 
@@ -124,7 +123,7 @@ def _negatives_dataset(mining: Mining, live_rows: Ids | None) -> Dataset:
     columns = {name: _flat_lists(getattr(mining, name)) for name in _MATRICES}
     columns["positive_scores"] = pa.array(mining.positive_scores)
     columns["is_live"] = pa.array(is_live)
-    return Dataset(InMemoryTable(pa.table(columns)))
+    return dataset_of(pa.table(columns))
 
 
 _MATRICES: dict[str, Any] = {
@@ -276,18 +275,16 @@ def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus) -> Dat
         pa.array(mining.origin.reshape(-1).astype(np.int8)), pa.array(list(_SOURCES.values()), type=pa.string())
     ).cast(pa.string())
     offsets = np.arange(len(mining.origin) + 1, dtype=np.int64) * mining.origin.shape[1]
-    return Dataset(
-        InMemoryTable(
-            pa.table(
-                {
-                    "row": pa.array(np.arange(len(row_positive))),
-                    "positive_id": positive_id,
-                    "positive_score": pa.array(mining.positive_scores),
-                    "negative_ids": negative_ids,
-                    "negative_scores": _flat_lists(mining.negative_scores),
-                    "negative_ranks": _flat_lists(mining.ranks),
-                    "negative_sources": pa.LargeListArray.from_arrays(pa.array(offsets), sources),
-                }
-            )
+    return dataset_of(
+        pa.table(
+            {
+                "row": pa.array(np.arange(len(row_positive))),
+                "positive_id": positive_id,
+                "positive_score": pa.array(mining.positive_scores),
+                "negative_ids": negative_ids,
+                "negative_scores": _flat_lists(mining.negative_scores),
+                "negative_ranks": _flat_lists(mining.ranks),
+                "negative_sources": pa.LargeListArray.from_arrays(pa.array(offsets), sources),
+            }
         )
     )

@@ -31,7 +31,11 @@ def imports_of(path: Path) -> set[str]:
     }
     rooms = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in typing_only and (node.module or "").startswith("st_hardneg"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and id(node) not in typing_only
+            and (node.module or "").startswith("st_hardneg")
+        ):
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
     return rooms

@@ -130,7 +130,9 @@ def test_with_gradient_accumulation(model, tmp_path):
     ("method", "persistent", "accumulation"),
     [("fork", False, 1), ("fork", True, 4), ("spawn", True, 1)],
 )
-def test_with_workers_nothing_old_is_seen_after_the_bound(model, tmp_path, monkeypatch, method, persistent, accumulation):
+def test_with_workers_nothing_old_is_seen_after_the_bound(
+    model, tmp_path, monkeypatch, method, persistent, accumulation
+):
     """With 2 workers, every micro-batch after the stated bound has new negatives, however workers are started."""
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)

@@ -73,6 +73,26 @@ def test_whatever_is_derived_from_a_view_follows_a_refresh(mined, derive):
     assert {tuple(row) for row in after} <= everything
 
 
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda view: view,
+        lambda view: view.remove_columns(["negative_2"]),
+        lambda view: view.filter(lambda row: len(row["anchor"]) % 2 == 0),
+        lambda view: view.select(range(5, 40)).shuffle(seed=1),
+        lambda view: view.map(lambda row: {"anchor": row["anchor"].upper()}),
+        lambda view: view.map(lambda row: {"number": 7}),
+        lambda view: view.with_format(view.format["type"], columns=["anchor"], **view._format_kwargs),
+    ],
+)
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_a_batch_is_what_its_rows_are(mined, derive, with_ids):
+    """The quick way to fetch a batch gives what row by row gives, whatever was done to the view."""
+    derived = derive(mined.as_dataset(with_ids=with_ids))
+    keys = [3, 0, len(derived) - 1, 3]
+    assert derived.__getitems__(keys) == [derived[key] for key in keys]
+
+
 def test_a_view_s_fingerprint_changes_with_a_refresh_and_map_is_not_stale(mined):
     """`map` after a refresh computes anew, and sees the new negatives."""
     view = mined.as_dataset()
@@ -287,7 +307,9 @@ def test_a_saved_dataset_is_the_same_when_loaded(mined, tmp_path):
 
 def test_a_corpus_with_metadata_survives_saving(bag_of_words, word_pairs, tmp_path):
     """The given corpus is kept with all of its columns, and its ids are in the provenance."""
-    corpus = Dataset.from_dict({"_id": [f"x{i}" for i in range(30)], "text": random_texts(30, seed=8), "year": [1] * 30})
+    corpus = Dataset.from_dict(
+        {"_id": [f"x{i}" for i in range(30)], "text": random_texts(30, seed=8), "year": [1] * 30}
+    )
     hard_negatives = HardNegativeDataset(word_pairs, corpus, MiningConfig(num_negatives=2))
     hard_negatives.mine(bag_of_words, show_progress_bar=False)
     hard_negatives.save_to_disk(tmp_path / "saved")

@@ -25,8 +25,10 @@ def test_map_equals_the_dataset(bag_of_words, word_pairs):
         mined = word_pairs.map(miner, batched=True, batch_size=batch_size)
         assert mined.column_names == ["anchor", "positive", "negative_1", "negative_2", "scores"]
         for row, ids in zip(mined, whole.negative_ids, strict=True):
-            expected = [text if number >= 0 else None
-                        for text, number in zip(whole.corpus.texts.take(ids.clip(0)), ids, strict=True)]
+            expected = [
+                text if number >= 0 else None
+                for text, number in zip(whole.corpus.texts.take(ids.clip(0)), ids, strict=True)
+            ]
             assert [row["negative_1"], row["negative_2"]] == expected
 
 

@@ -75,9 +75,7 @@ def test_min_words_and_exclude_pattern(protractor):
     assert found.corpus.texts.take(found.negative_ids[0]) == ["a note 30°"]
 
 
-@pytest.mark.parametrize(
-    "planted", ["q 0°", "Q  0°", "ｑ 0°", "d 40°", "D 40°", " d\t40°"]
-)
+@pytest.mark.parametrize("planted", ["q 0°", "Q  0°", "ｑ 0°", "d 40°", "D 40°", " d\t40°"])
 def test_the_anchor_the_positive_and_their_duplicates_are_never_returned(protractor, planted):
     """Copies that differ in case, whitespace or Unicode form are excluded, although they would be the closest."""
     found = mine(protractor, [planted, "x 10°", "x 50°", "x 60°"], num_negatives=3)
@@ -86,9 +84,7 @@ def test_the_anchor_the_positive_and_their_duplicates_are_never_returned(protrac
 
 def test_positives_of_other_rows_of_the_same_query_are_excluded(protractor):
     """Rows with the same anchor, also but for case, are one query for what is known to be right."""
-    pairs = Dataset.from_dict(
-        {"anchor": ["q 0°", "q 0°", "Q 0°"], "positive": ["a 40°", "b 10°", "c 20°"]}
-    )
+    pairs = Dataset.from_dict({"anchor": ["q 0°", "q 0°", "Q 0°"], "positive": ["a 40°", "b 10°", "c 20°"]})
     found = HardNegativeDataset(pairs, ["x 50°", "x 60°"], MiningConfig(num_negatives=2))
     found.mine(protractor, show_progress_bar=False)
     assert {text for row in found.negative_ids for text in found.corpus.texts.take(row)} == {"x 50°", "x 60°"}
@@ -140,6 +136,7 @@ def test_chunking_changes_nothing(bag_of_words, word_pairs, strategy):
 
 def test_random_draws_differ_between_refreshes_and_seeds_and_repeat_otherwise(bag_of_words, word_pairs):
     """A draw depends on the seed and on how often the dataset was mined, and on nothing else."""
+
     def draws(seed: int) -> list[np.ndarray]:
         config = MiningConfig(sampling_strategy="random", range_max=30, seed=seed)
         found = HardNegativeDataset(word_pairs, config=config)

@@ -73,7 +73,12 @@ def random_problem(seed: int):
         options["range_min"] = rng.randint(0, 5)
     if rng.random() < 0.4:
         options["range_max"] = options.get("range_min", 0) + options["num_negatives"] + rng.randint(0, 6)
-    bounds = {"absolute_margin": (-0.1, 0.5), "relative_margin": (0, 0.5), "max_score": (-0.2, 1), "min_score": (-1, 0.5)}
+    bounds = {
+        "absolute_margin": (-0.1, 0.5),
+        "relative_margin": (0, 0.5),
+        "max_score": (-0.2, 1),
+        "min_score": (-1, 0.5),
+    }
     for name, (low, high) in bounds.items():
         if rng.random() < 0.3:
             options[name] = rng.uniform(low, high)

@@ -73,9 +73,14 @@ def test_nothing_wrong_is_ever_returned(rows, corpus, options, refreshes):
                 assert (found.negative_ids == before).all()
             return
         texts = found.corpus.texts
-        assert report.num_missing + report.num_mined + report.num_carried_over + report.num_random + (
-            report.num_repeated + report.num_last_resort
-        ) == report.num_slots
+        assert (
+            report.num_missing
+            + report.num_mined
+            + report.num_carried_over
+            + report.num_random
+            + (report.num_repeated + report.num_last_resort)
+            == report.num_slots
+        )
         for row, ids in enumerate(found.negative_ids):
             filled = [number for number in ids if number >= 0]
             identities = [plain_identity(text) for text in texts.take(filled)]
@@ -92,9 +97,7 @@ def check_filters(found: HardNegativeDataset, row: int, filled: list[int], optio
     anchor = plain_identity(found._pairs.anchors.take([row])[0])
     rows = [r for r, text in enumerate(found._pairs.anchors.take(range(len(found)))) if plain_identity(text) == anchor]
     same_text = found._pairs.anchors.take([row])[0]
-    lowest = min(
-        float(mining.positive_scores[r]) for r in rows if found._pairs.anchors.take([r])[0] == same_text
-    )
+    lowest = min(float(mining.positive_scores[r]) for r in rows if found._pairs.anchors.take([r])[0] == same_text)
     if options["absolute_margin"] is not None:
         assert (scores <= lowest - options["absolute_margin"] + 1e-5).all()
     if options["relative_margin"] is not None:

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
-from datasets.table import InMemoryTable
 
-from st_hardneg.corpus import Ids, TextColumn
+from st_hardneg.corpus import Ids, TextColumn, dataset_of
 
 OutputFormat = Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"]
 Scores = npt.NDArray[np.float32]
@@ -79,7 +78,7 @@ def build(tuples: Tuples, output_format: OutputFormat, output_scores: bool) -> t
         "labeled-pair": _labeled_pairs,
         "labeled-list": _labeled_lists,
     }[output_format](tuples, output_scores)
-    return Dataset(InMemoryTable(pa.table(columns))), source
+    return dataset_of(pa.table(columns)), source
 
 
 def _triplets(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
