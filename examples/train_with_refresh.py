@@ -34,15 +34,16 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.formats.beir import read_beir
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the options that this example and others share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder in BEIR's layout; default: the standard library's docstrings")
     parser.add_argument("--model", help="a Sentence Transformer; default: a static embedding made on the spot")
     parser.add_argument("--static", action="store_true", help="use only the model's tokenizer and word embeddings")
@@ -53,11 +54,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-negatives", type=int, default=3)
     parser.add_argument("--relative-margin", type=float, help="default: 0.05 with --data, 0.2 for docstrings")
     parser.add_argument("--range-max", type=int, help="how many candidates to consider for each query")
+    parser.add_argument("--limit", type=int, help="train on so many pairs only")
     parser.add_argument("--shortfall", default="random", choices=["drop", "random", "repeat"])
-    arguments = parser.parse_args()
-    if arguments.static and not arguments.model:
-        parser.error("--static takes the word embeddings of a model: name one with --model")
-    return arguments
+    return parser
+
+
+def make_config(arguments: argparse.Namespace) -> MiningConfig:
+    """Return the mining recipe."""
+    margin = arguments.relative_margin
+    if margin is None:
+        margin = 0.05 if arguments.data else 0.2
+    return MiningConfig(
+        num_negatives=arguments.num_negatives,
+        relative_margin=margin,
+        range_max=arguments.range_max,
+        shortfall=arguments.shortfall,
+        batch_size=256,
+    )
 
 
 def load(data: str | None) -> tuple[Dataset, Dataset, InformationRetrievalEvaluator]:
@@ -91,7 +104,9 @@ def evaluator(
 
 
 def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTransformer:
-    """Load the model, or make a static embedding: the mean of one vector per token, trained from scratch."""
+    """Load the model, take its word embeddings only, or make a static embedding from scratch."""
+    if arguments.static and not arguments.model:
+        raise SystemExit("--static takes the word embeddings of a model: name one with --model")
     if arguments.model and not arguments.static:
         return SentenceTransformer(arguments.model)
     if arguments.model:
@@ -101,6 +116,11 @@ def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTrans
         tokenizer.no_padding()
         words = source[0].auto_model.get_input_embeddings().weight.detach().numpy()
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=words)], device="cpu")
+    return static_model(texts)
+
+
+def static_model(texts: list[str]) -> SentenceTransformer:
+    """Make a static embedding: a tokenizer that is trained on the texts, and one random vector per token."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -116,6 +136,7 @@ def train(
     arguments: argparse.Namespace,
     seed: int,
     callbacks: list[MiningCallback] | None = None,
+    loss: nn.Module | None = None,
 ) -> None:
     """Train with the stock trainer."""
     is_static = isinstance(model[0], StaticEmbedding)
@@ -136,24 +157,19 @@ def train(
             model=model,
             args=args,
             train_dataset=dataset,
-            loss=MultipleNegativesRankingLoss(model),
+            loss=loss or MultipleNegativesRankingLoss(model),
             callbacks=callbacks,
         ).train()
 
 
 def main() -> None:
     """Train three times per seed and print the table."""
-    arguments = parse_arguments()
+    arguments = argument_parser(__doc__).parse_args()
     started = time.perf_counter()
     pairs, corpus, evaluate = load(arguments.data)
-    margin = arguments.relative_margin or (0.05 if arguments.data else 0.2)
-    config = MiningConfig(
-        num_negatives=arguments.num_negatives,
-        relative_margin=margin,
-        range_max=arguments.range_max,
-        shortfall=arguments.shortfall,
-        batch_size=256,
-    )
+    if arguments.limit:
+        pairs = pairs.select(range(min(arguments.limit, len(pairs))))
+    config = make_config(arguments)
     base = make_model(arguments, [*pairs["anchor"], *corpus["text"]])
     print(f"{len(pairs):,} training pairs, {len(corpus):,} texts to search, {len(evaluate.queries):,} test queries")
 

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from st_hardneg.dataset import HardNegativeDataset, Mining
 from st_hardneg.encoding import Encoding, Encodings
+from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.report import MiningReport
 from st_hardneg.view import live_views
 
@@ -130,6 +131,7 @@ class MiningCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh if it is time, except after the last step."""
+        self._log_masked_shares(control)
         if self.mining_strategy == "steps" and state.global_step % self._every(state) == 0:
             self._refresh(args, state, control, kwargs["model"])
 
@@ -140,6 +142,16 @@ class MiningCallback(TrainerCallback):
         at_boundary = state.global_step > 0 and state.global_step % self._steps_per_epoch == 0
         if self.mining_strategy == "epoch" and at_boundary:
             self._refresh(args, state, control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the share of negatives that this package's losses left out into the log line of the epoch."""
+        self._log_masked_shares(control)
+
+    def _log_masked_shares(self, control: TrainerControl) -> None:
+        if control.should_log and self.trainer is not None:
+            track_diagnostics(self.trainer)
 
     def first_step_seen(self, step: int, args: TrainingArguments) -> int:
         """Return the first optimizer step all of whose batches have the negatives mined at the end of ``step``.

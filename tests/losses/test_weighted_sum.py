@@ -1,0 +1,214 @@
+"""The weighted sum of losses: one embedding of the texts, each part as it would be alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import (
+    AnglELoss,
+    CachedMultipleNegativesRankingLoss,
+    ContrastiveLoss,
+    CoSENTLoss,
+    CosineSimilarityLoss,
+    GISTEmbedLoss,
+    GlobalOrthogonalRegularizationLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+    OnlineContrastiveLoss,
+    TripletLoss,
+)
+from torch import Tensor
+
+from st_hardneg.losses import (
+    SemiHardContrastiveLoss,
+    SemiHardMultipleNegativesRankingLoss,
+    SemiHardTripletLoss,
+    WeightedSumLoss,
+)
+
+NAMES = ("anchor", "positive", "negative_1", "negative_2")
+
+
+def _features(model: SentenceTransformer, rows: Dataset, names: tuple[str, ...] = NAMES) -> list[dict[str, Any]]:
+    return [model.preprocess(rows[name][:16]) for name in names]
+
+
+def _gradient(model: SentenceTransformer, value: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(value, list(model.parameters()))
+    return gradient.to_dense()
+
+
+def test_is_the_weighted_sum_of_its_parts(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """Value and gradient are those of the parts computed apart, on tuples and on the pairs made of them."""
+    model = static_model
+    tuple_losses = [SemiHardMultipleNegativesRankingLoss(model), SemiHardTripletLoss(model)]
+    tuple_losses += [SemiHardContrastiveLoss(model), MultipleNegativesRankingLoss(model)]
+    pair_losses = [ContrastiveLoss(model), OnlineContrastiveLoss(model), CosineSimilarityLoss(model)]
+    pair_losses += [CoSENTLoss(model), AnglELoss(model)]
+    anchors, positives, *negatives = (rows[name][:16] for name in NAMES)
+    pairs = [anchors * 3, positives + negatives[0] + negatives[1]]
+    triplets = [anchors * 2, positives * 2, negatives[0] + negatives[1]]
+    labels = torch.tensor([1.0] * 16 + [0.0] * 32)
+    weight = 0.1
+    expected: Tensor = weight * TripletLoss(model)([model.preprocess(column) for column in triplets], None)
+    for loss in tuple_losses:
+        expected = expected + weight * loss(_features(model, rows), None)
+    for loss in pair_losses:
+        expected = expected + weight * loss([model.preprocess(column) for column in pairs], labels)
+    parts = [*tuple_losses, *pair_losses, TripletLoss(model)]
+    value = WeightedSumLoss(model, [(weight, part) for part in parts])(_features(model, rows))
+    torch.testing.assert_close(value.total(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(_gradient(model, value.total()), _gradient(model, expected), atol=1e-5, rtol=1e-4)
+    assert list(value) == [type(part).__name__ for part in parts]
+
+
+def test_texts_are_embedded_once(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """The model sees each column once, however many parts there are."""
+    losses = {
+        "ranking": (0.6, SemiHardMultipleNegativesRankingLoss(static_model)),
+        "contrastive": (0.3, SemiHardContrastiveLoss(static_model)),
+        "cosine": (0.1, CosineSimilarityLoss(static_model)),
+    }
+    loss = WeightedSumLoss(static_model, losses)
+    with mock.patch.object(static_model[0], "forward", wraps=static_model[0].forward) as forward:
+        value = loss(_features(static_model, rows))
+    assert forward.call_count == len(NAMES)
+    assert list(value) == ["ranking", "contrastive", "cosine"]
+
+
+def test_ids_and_weights_reach_the_parts(static_model: SentenceTransformer, rows: Dataset, random_ids: Any) -> None:
+    """A label with ids goes whole to the losses of this package; scored pairs get the relevance as their label."""
+    label, known = random_ids(16, 2)
+    ranking = SemiHardMultipleNegativesRankingLoss(static_model, known_positives=known)
+    cosine = CosineSimilarityLoss(static_model)
+    contrastive = ContrastiveLoss(static_model)
+    loss = WeightedSumLoss(static_model, {"ranking": (1, ranking), "cosine": (1, cosine), "pairs": (1, contrastive)})
+    value = loss(_features(static_model, rows), label)
+    alone = ranking(_features(static_model, rows), label)
+    torch.testing.assert_close(value["ranking"], alone)
+    columns = [rows[name][:16] for name in NAMES]
+    pairs = [static_model.preprocess(columns[0] * 3), static_model.preprocess(columns[1] + columns[2] + columns[3])]
+    scores = torch.cat([(label[:, 3] / 1e6).clamp(max=1.0), torch.zeros(32)])
+    torch.testing.assert_close(value["cosine"], cosine(pairs, scores))
+    torch.testing.assert_close(value["pairs"], contrastive(pairs, (torch.arange(48) < 16).long()))
+
+
+def test_labelled_pairs_keep_their_labels(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """On two columns the label goes to the parts that take labelled pairs, and weighs the rows of the others."""
+    ranking, cosine = SemiHardMultipleNegativesRankingLoss(static_model), CosineSimilarityLoss(static_model)
+    contrastive = SemiHardContrastiveLoss(static_model)
+    loss = WeightedSumLoss(static_model, [(1.0, ranking), (0.5, cosine), (2.0, contrastive)])
+    for labels in ((torch.arange(16) % 2), (torch.arange(16) % 2).float()):
+        value = loss(_features(static_model, rows, NAMES[:2]), labels)
+        alone = ranking(_features(static_model, rows, NAMES[:2]), labels.float())
+        alone = alone + 0.5 * cosine(_features(static_model, rows, NAMES[:2]), labels.float())
+        alone = alone + 2.0 * contrastive(_features(static_model, rows, NAMES[:2]), labels)
+        torch.testing.assert_close(value.total(), alone)
+
+
+def test_parts_that_are_sums_themselves(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """A nested sum, and a part that returns several values, count with the sum of theirs."""
+    inner = WeightedSumLoss(static_model, [(0.5, SemiHardTripletLoss(static_model))])
+    regulariser = GlobalOrthogonalRegularizationLoss(static_model)
+    loss = WeightedSumLoss(static_model, {"inner": (2.0, inner), "spread": (1.0, regulariser)})
+    value = loss(_features(static_model, rows))
+    triplet = SemiHardTripletLoss(static_model)(_features(static_model, rows), None)
+    torch.testing.assert_close(value["inner"], triplet)
+    spread = regulariser(_features(static_model, rows), None)
+    torch.testing.assert_close(value["spread"], torch.stack(list(spread.values())).sum())
+
+
+def test_matryoshka_goes_around_the_sum(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """MatryoshkaLoss adds the parts up over its dimensions, part by part."""
+    parts = {"ranking": (0.6, SemiHardMultipleNegativesRankingLoss(static_model))}
+    parts["triplet"] = (0.4, SemiHardTripletLoss(static_model))
+    value = MatryoshkaLoss(static_model, WeightedSumLoss(static_model, parts), [16, 8], [1, 0.5])(
+        _features(static_model, rows), None
+    )
+    for name, (weight, part) in parts.items():
+        alone = MatryoshkaLoss(static_model, part, [16, 8], [1, 0.5])(_features(static_model, rows), None)
+        torch.testing.assert_close(value[name], weight * alone)
+
+
+def _refused(model: SentenceTransformer, losses: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        WeightedSumLoss(model, losses)
+
+
+def test_parts_that_embed_themselves_are_refused(
+    build_transformer_model: Callable[[], SentenceTransformer],
+) -> None:
+    """Losses with a cache or a guide, and wrappers, cannot be parts, and the error says what to do."""
+    model = build_transformer_model()
+    for part in (
+        CachedMultipleNegativesRankingLoss(model),
+        GISTEmbedLoss(model, model),
+        MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), [16]),
+    ):
+        kind = type(part).__name__
+        _refused(
+            model,
+            [(1.0, part)],
+            f"Expected parts that take embeddings, through `compute_loss_from_embeddings`. Got {kind!r}, a {kind}, "
+            "which embeds the texts itself. Use the loss without a gradient cache or a guide, and put wrappers such "
+            "as `MatryoshkaLoss` around the `WeightedSumLoss`.",
+        )
+
+
+def test_a_sum_that_cannot_be_meant_is_refused(build_static_model: Callable[..., SentenceTransformer]) -> None:
+    """No parts, a weight that is none, a name that is taken and a second model are errors."""
+    model = build_static_model()
+    part = SemiHardTripletLoss(model)
+    _refused(
+        model,
+        {},
+        "Expected at least one part in `losses`. Got none. Pass `{name: (weight, loss)}` or `[(weight, loss)]`.",
+    )
+    for weight in (-0.5, float("nan")):
+        _refused(
+            model,
+            {"triplet": (weight, part)},
+            f"Expected the weight of 'triplet' to be a finite number of at least 0. Got {weight!r}. "
+            "Pass `(weight, loss)` with a weight such as 0.5.",
+        )
+    _refused(
+        model,
+        {"loss": (1.0, part)},
+        "Expected a name that the trainer does not log itself. Got 'loss'. "
+        "Call the part something else than ['loss', 'steps', 'epoch', 'grad_norm', 'learning_rate'].",
+    )
+    _refused(
+        model,
+        [(1.0, SemiHardTripletLoss(build_static_model()))],
+        "Expected all parts to have the model of the `WeightedSumLoss`, which embeds for them. "
+        "Got another model in 'SemiHardTripletLoss'. Build every part with the same model.",
+    )
+
+
+def test_pairs_without_labels_are_refused(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """A part that takes labelled pairs needs negatives or labels."""
+    loss = WeightedSumLoss(static_model, {"cosine": (1.0, CosineSimilarityLoss(static_model))})
+    message = (
+        "Expected negatives or a label for each pair, because 'cosine' is a CosineSimilarityLoss. "
+        "Got 2 columns without either. Mine negatives first, or add a label column."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        loss(_features(static_model, rows, NAMES[:2]))
+
+
+def test_the_model_card_gets_all_parts(static_model: SentenceTransformer) -> None:
+    """Weights, settings and papers of the parts are offered to the model card; equal classes are numbered."""
+    parts = [(0.5, SemiHardTripletLoss(static_model)), (0.5, SemiHardTripletLoss(static_model, triplet_margin=1))]
+    config = WeightedSumLoss(static_model, parts).get_config_dict()["losses"]
+    assert list(config) == ["SemiHardTripletLoss", "SemiHardTripletLoss_2"]
+    assert config["SemiHardTripletLoss_2"]["weight"] == 0.5
+    assert config["SemiHardTripletLoss_2"]["loss"] == "SemiHardTripletLoss"
+    assert config["SemiHardTripletLoss_2"]["triplet_margin"] == 1
+    assert WeightedSumLoss(static_model, parts).citation == SemiHardTripletLoss(static_model).citation
