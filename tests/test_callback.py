@@ -272,7 +272,7 @@ def test_training_itself_is_not_disturbed_by_mining(tmp_path):
         model = word_model(words, torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)))
         hard_negatives = make_negatives()
         hard_negatives._searcher.round = -1
-        hard_negatives._searcher.index = lambda *_: setattr(hard_negatives._searcher, "round", 0)
+        hard_negatives._searcher.index = lambda *_, rounds=hard_negatives._searcher: setattr(rounds, "round", 0)
         run(model, hard_negatives, make_args(tmp_path), mining_steps=mining_steps)
         ends.append(model[0].embedding.weight.detach().clone())
     assert torch.equal(*ends)

@@ -323,7 +323,7 @@ def test_an_unmined_dataset_can_be_saved(word_pairs, tmp_path):
     """Nothing mined is nothing lost."""
     HardNegativeDataset(word_pairs).save_to_disk(tmp_path / "saved")
     with pytest.raises(NotMinedError):
-        HardNegativeDataset.load_from_disk(tmp_path / "saved").report
+        _ = HardNegativeDataset.load_from_disk(tmp_path / "saved").report
 
 
 def test_a_recipe_with_code_asks_for_it_again(bag_of_words, word_pairs, tmp_path):
@@ -364,7 +364,7 @@ def test_damaged_files_are_refused(mined, tmp_path, damage):
         pairs.save_to_disk(str(tmp_path / "broken"))
         os.rename(path / "pairs", tmp_path / "old")
         os.rename(tmp_path / "broken", path / "pairs")
-    with pytest.raises(ValueError, match="damaged one|of format 1"):
+    with pytest.raises(ValueError, match=r"damaged one|of format 1"):
         HardNegativeDataset.load_from_disk(path)
 
 
@@ -373,7 +373,7 @@ def test_saving_over_something_else_is_refused(mined, tmp_path):
     (tmp_path / "precious.txt").write_text("keep", encoding="utf-8")
     with pytest.raises(FileExistsError, match="a folder with other content"):
         mined.save_to_disk(tmp_path)
-    with pytest.raises(FileNotFoundError, match="written by `HardNegativeDataset.save_to_disk`"):
+    with pytest.raises(FileNotFoundError, match=r"written by `HardNegativeDataset.save_to_disk`"):
         HardNegativeDataset.load_from_disk(tmp_path)
 
 
