@@ -15,9 +15,10 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_hardneg.dataset import HardNegativeDataset, Mining
+from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encoding, Encodings
 from st_hardneg.losses.diagnostics import track_diagnostics
+from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
 from st_hardneg.view import live_views
 
@@ -220,7 +221,7 @@ class MiningCallback(TrainerCallback):
         names: dict[int, str | None] = {}
         owners: dict[int, HardNegativeDataset] = {}
         for name, view in live_views(dataset):
-            if view.owner is not None:
+            if isinstance(view.owner, HardNegativeDataset):
                 owners[id(view.owner)] = view.owner
                 names.setdefault(id(view.owner), name)
         wanted: dict[str | None, HardNegativeDataset]

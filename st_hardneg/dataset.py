@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset
 from sentence_transformers import SimilarityFunction
 
 from st_hardneg import shortfall, storage
@@ -25,42 +24,26 @@ from st_hardneg.formats.beir import BeirTable, read_beir
 from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
 from st_hardneg.hardness import hardness_shares
 from st_hardneg.hub import push_mined
-from st_hardneg.mining import Mined, Previous, Recipe, mine_negatives, require_any
+from st_hardneg.inputs import (
+    check_dataset,
+    checked_config,
+    column_names,
+    default_searcher,
+    named_filters,
+    row_weights,
+    similarity_name,
+)
+from st_hardneg.mining import Mined, Mining, Recipe, mine_negatives, require_any
 from st_hardneg.pairs import KnownPositives, pair_up
 from st_hardneg.report import MiningReport, peak_memory_mb, summarize
 from st_hardneg.scoring import Scoring, embed
-from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+from st_hardneg.search import Searcher
+from st_hardneg.shortfall import Previous
 from st_hardneg.table import NegativeTable
-from st_hardneg.view import WEIGHT_UNIT, LiveView
+from st_hardneg.view import LiveView
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
-
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-
-
-@dataclass(frozen=True, eq=False)
-class Mining:
-    """The outcome of one mining run, row by row, before or after it is applied.
-
-    Args:
-        negative_ids: int64 of shape ``(num_rows, num_negatives)``: corpus ids; -1 where empty.
-        negative_scores: float32 of the same shape: the model's similarity of anchor and negative; -inf where empty.
-        chosen_by: float32 of the same shape: the scores that filters and order went by, a cross encoder's if there
-            is one.
-        ranks: int64 of the same shape: place among what the search returned, from 0; -1 where it came otherwise.
-        origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.shortfall`.
-        positive_scores: float32 of shape ``(num_rows,)``: the model's similarity of anchor and positive.
-        report: The report.
-    """
-
-    negative_ids: Ids
-    negative_scores: npt.NDArray[np.float32]
-    chosen_by: npt.NDArray[np.float32]
-    ranks: Ids
-    origin: npt.NDArray[np.int8]
-    positive_scores: npt.NDArray[np.float32]
-    report: MiningReport
 
 
 class HardNegativeDataset:
@@ -108,9 +91,9 @@ class HardNegativeDataset:
         searcher: Searcher | None = None,
         extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
     ) -> None:
-        _check_dataset(dataset)
-        self.config = _checked_config(config)
-        self.anchor_column_name, self.positive_column_name = _column_names(
+        check_dataset(dataset)
+        self.config = checked_config(config)
+        self.anchor_column_name, self.positive_column_name = column_names(
             dataset, anchor_column_name, positive_column_name
         )
         check_text_column(dataset, self.anchor_column_name, "anchor_column_name")
@@ -118,12 +101,12 @@ class HardNegativeDataset:
         if searcher is not None and self.config.use_faiss:
             raise ValueError("Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.")
         self.cross_encoder = cross_encoder
-        self.extra_filters = _named_filters(extra_filters)
+        self.extra_filters = named_filters(extra_filters)
         self._custom_searcher = searcher is not None
         self._searcher: Searcher = searcher if searcher is not None else default_searcher(self.config)
 
         self._dataset = dataset
-        self._row_weight = _row_weights(dataset)
+        self._row_weight = row_weights(dataset)
         numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus)
         self._corpus = numbered.corpus
         self._pairs = pair_up(TextColumn(dataset, self.anchor_column_name), numbered)
@@ -608,17 +591,6 @@ class HardNegativeDataset:
         )
 
 
-def default_searcher(config: MiningConfig) -> Searcher:
-    """Return the searcher that the config asks for.
-
-    Raises:
-        MissingExtraError: If that is FAISS and it is not installed.
-    """
-    if config.use_faiss:
-        return FaissSearcher(config.faiss_index)
-    return ExactSearcher(config.corpus_chunk_size)
-
-
 def churn(before: Ids, after: Ids) -> float:
     """Return the share of filled slots whose negative was not among the row's negatives before.
 
@@ -631,110 +603,3 @@ def churn(before: Ids, after: Ids) -> float:
         return 0.0
     known = (after[:, :, None] == before[:, None, :]).any(axis=2)
     return float((filled & ~known).sum() / filled.sum())
-
-
-def similarity_name(model: Any) -> str:
-    """Return the name of the model's similarity.
-
-    Raises:
-        TypeError: If the model cannot encode queries and documents.
-        ValueError: If it cannot be searched by that similarity.
-    """
-    for method in ("encode_query", "encode_document", "encode"):
-        if not callable(getattr(model, method, None)):
-            raise TypeError(
-                f"Expected a SentenceTransformer model, got {type(model).__name__}, which has no `{method}`. "
-                "Load one with `SentenceTransformer(name_or_path)`."
-            )
-    name = getattr(model, "similarity_fn_name", None) or "cosine"
-    name = str(getattr(name, "value", name))
-    if name not in _SIMILARITIES:
-        raise ValueError(
-            f"Expected a model whose `similarity_fn_name` is one of {list(_SIMILARITIES)}, got {name!r}. Set "
-            "`model.similarity_fn_name`, or use a model with one vector per text."
-        )
-    return name
-
-
-def _check_dataset(dataset: Any) -> None:
-    kinds = {
-        DatasetDict: "a DatasetDict. Wrap each split by itself: `HardNegativeDataset(dataset['train'])`.",
-        IterableDatasetDict: "an IterableDatasetDict. Load the data without `streaming=True`, and wrap each split.",
-        IterableDataset: "an IterableDataset, whose rows have no numbers. Load the data without `streaming=True`, or "
-        "mine in a stream with `HardNegativeMiner`.",
-    }
-    for kind, rest in kinds.items():
-        if isinstance(dataset, kind):
-            raise TypeError(f"Expected a `datasets.Dataset`, got {rest}")
-    if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Make one with `Dataset.from_dict` or "
-            "`load_dataset`."
-        )
-    if len(dataset) == 0:
-        raise ValueError("Expected a dataset with at least one row, got an empty one.")
-
-
-def _checked_config(config: Any) -> MiningConfig:
-    if config is None:
-        return MiningConfig()
-    if not isinstance(config, MiningConfig):
-        raise TypeError(
-            f"Expected `config` to be a MiningConfig, got {type(config).__name__}. Use `MiningConfig(...)`, or "
-            "`MiningConfig.from_dict` for a dictionary."
-        )
-    return config
-
-
-def _column_names(dataset: Dataset, anchor: str | None, positive: str | None) -> tuple[str, str]:
-    names = list(dataset.column_names)
-    if anchor is None:
-        anchor = next((name for name in names if name != positive), "anchor")
-    if positive is None:
-        positive = next((name for name in names if name != anchor), None)
-        if positive is None:
-            raise ValueError(
-                f"Expected at least two columns, anchor and positive, got {names}. Add the column of positives."
-            )
-    if anchor == positive:
-        raise ValueError(f"Expected different columns for anchor and positive, got {anchor!r} for both.")
-    return anchor, positive
-
-
-def _named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
-    if extra_filters is None:
-        return {}
-    if callable(extra_filters):
-        extra_filters = [extra_filters]
-    if not isinstance(extra_filters, Mapping):
-        named: dict[str, Callable[..., Any]] = {}
-        for number, extra_filter in enumerate(extra_filters):
-            name = getattr(extra_filter, "__name__", type(extra_filter).__name__)
-            named[name if name not in named else f"{name}_{number}"] = extra_filter
-        extra_filters = named
-    for name, extra_filter in extra_filters.items():
-        if not callable(extra_filter):
-            raise TypeError(
-                f"Expected `extra_filters` to be callables, got {type(extra_filter).__name__} under {name!r}. Pass "
-                "functions of (candidates, corpus)."
-            )
-    return dict(extra_filters)
-
-
-def _row_weights(dataset: Dataset) -> Ids:
-    if "weight" not in dataset.column_names:
-        return np.full(len(dataset), WEIGHT_UNIT, dtype=np.int64)
-    weights = np.asarray(dataset.with_format(None)["weight"][:], dtype=object)
-    try:
-        numbers = weights.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            "Expected the column 'weight' to hold numbers, got something else. Rename it if it is not the rows' weight."
-        ) from None
-    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0)))
-    if len(bad):
-        raise ValueError(
-            f"Expected weights from 0 up in the column 'weight', got {weights[bad[0]]!r} in row {bad[0]}. Correct it."
-        )
-    result: Ids = np.rint(numbers * WEIGHT_UNIT).astype(np.int64)
-    return result

@@ -12,9 +12,10 @@ from sentence_transformers import SimilarityFunction
 
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Corpus, TextColumn, check_text_column, number_texts, same_text_key
-from st_hardneg.dataset import HardNegativeDataset, default_searcher, similarity_name
+from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encodings, encode
 from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
+from st_hardneg.inputs import default_searcher, similarity_name
 from st_hardneg.mining import Mined, Recipe, mine_negatives
 from st_hardneg.pairs import Pairs, pair_up
 from st_hardneg.scoring import Embeddings, Scoring, encoded_texts

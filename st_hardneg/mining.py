@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -18,10 +19,11 @@ from st_hardneg.corpus import Corpus, Ids
 from st_hardneg.errors import MiningError
 from st_hardneg.filters import ExtraFilter, keep_masks
 from st_hardneg.pairs import Pairs
-from st_hardneg.report import Tally
+from st_hardneg.report import MiningReport, Tally
 from st_hardneg.sampling import choose, uniform_noise, window_of_survivors
 from st_hardneg.scoring import Scoring
 from st_hardneg.search import Searcher, checked_search
+from st_hardneg.shortfall import Previous
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +47,6 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Previous:
-    """What the queries had before.
-
-    Args:
-        corpus_ids: int64 of shape ``(num_queries, num_negatives)``; -1 where empty.
-        must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
-    """
-
-    corpus_ids: Tensor
-    must_fill: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Mined:
     """What a mining run found.
 
@@ -75,6 +64,30 @@ class Mined:
     scoring: Scoring
     tally: Tally
     search_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Mining:
+    """The outcome of one mining run, row by row, before or after it is applied.
+
+    Args:
+        negative_ids: int64 of shape ``(num_rows, num_negatives)``: corpus ids; -1 where empty.
+        negative_scores: float32 of the same shape: the model's similarity of anchor and negative; -inf where empty.
+        chosen_by: float32 of the same shape: the scores that filters and order went by, a cross encoder's if there
+            is one.
+        ranks: int64 of the same shape: place among what the search returned, from 0; -1 where it came otherwise.
+        origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.shortfall`.
+        positive_scores: float32 of shape ``(num_rows,)``: the model's similarity of anchor and positive.
+        report: The report.
+    """
+
+    negative_ids: Ids
+    negative_scores: npt.NDArray[np.float32]
+    chosen_by: npt.NDArray[np.float32]
+    ranks: Ids
+    origin: npt.NDArray[np.int8]
+    positive_scores: npt.NDArray[np.float32]
+    report: MiningReport
 
 
 def mine_negatives(

@@ -7,7 +7,7 @@ is counted: where a live view needs the row complete, an earlier negative that a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,15 +19,25 @@ from st_hardneg.filters import ExtraFilter, keep_masks
 from st_hardneg.sampling import uniform_noise
 from st_hardneg.scoring import Scoring
 
-if TYPE_CHECKING:
-    from st_hardneg.mining import Previous
-
 EMPTY, MINED, CARRIED_OVER, RANDOM, REPEATED, LAST_RESORT = range(6)
 """How a slot was filled."""
 
 # Each round draws this many texts per slot; a filter that lets 1 in 20 pass is still served in 8 rounds.
 _DRAWS_PER_SLOT = 8
 _ROUNDS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Previous:
+    """What the queries had before.
+
+    Args:
+        corpus_ids: int64 of shape ``(num_queries, num_negatives)``; -1 where empty.
+        must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
+    """
+
+    corpus_ids: Tensor
+    must_fill: Tensor
 
 
 def fill(

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,8 @@ from st_hardneg import shortfall
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Corpus, Ids, dataset_of
 from st_hardneg.fingerprint import texts_fingerprint
+from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
-
-if TYPE_CHECKING:
-    from st_hardneg.dataset import Mining
 
 _FORMAT = 1
 _STATE_FILE = "st_hardneg.json"
@@ -158,8 +156,6 @@ class Loaded:
         Raises:
             ValueError: If the negatives do not fit the corpus and the rows.
         """
-        from st_hardneg.dataset import Mining
-
         if _corpus_fingerprint(corpus) != self.corpus_fingerprint:
             raise _damaged(self.path, "the texts are not those that were saved")
         if self.negatives is None or self.report is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,6 @@ from datasets.utils._dill import pklregister
 
 from st_hardneg.corpus import Ids, TextColumn
 from st_hardneg.table import NegativeTable
-
-if TYPE_CHECKING:
-    from st_hardneg.dataset import HardNegativeDataset
 
 LABEL_COLUMN = "label"
 WEIGHT_UNIT = 1_000_000
@@ -54,7 +51,7 @@ class LiveView:
         row_query: Ids,
         row_positive: Ids,
         row_weight: Ids,
-        owner: HardNegativeDataset | None,
+        owner: object,
     ) -> None:
         self.anchors = anchors
         self.positives = positives
