@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from st_hardneg.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encoding, Encodings
 from st_hardneg.losses.diagnostics import track_diagnostics
@@ -94,6 +96,7 @@ class MiningCallback(TrainerCallback):
         self.mining_warmup_steps = mining_warmup_steps
         self.model = model
         self.reports: list[MiningReport] = []
+        self._report_names: list[tuple[MiningReport, str | None]] = []
         self.trainer: Trainer | None = None
         self._targets: list[_Target] = []
         self._steps_per_epoch = 0
@@ -106,10 +109,13 @@ class MiningCallback(TrainerCallback):
     ) -> None:
         """Find the live views that are trained on, and refuse a setup in which a refresh would change nothing."""
         self.reports = []
+        self._report_names = []
         self._mined_at = None
         self.trainer = _calling_trainer() or self.trainer
         loader = kwargs["train_dataloader"]
         self._targets = list(self._find_targets(loader.dataset))
+        if state.global_step > 0:
+            self._restore(args, state)
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
         if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
             logger.warning(
@@ -150,6 +156,14 @@ class MiningCallback(TrainerCallback):
         """Put the share of negatives that this package's losses left out into the log line of the epoch."""
         self._log_masked_shares(control)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the negatives into the checkpoint, beside the model that they were mined with."""
+        if state.is_world_process_zero:
+            for target in self._targets:
+                reports = [report for report, name in self._report_names if name == target.name]
+                kept = target.hard_negatives.checkpoint_state(self._mined_at, reports)
+                write_checkpoint(self._checkpoint(args, state), target.name, kept)
+
     def _log_masked_shares(self, control: TrainerControl) -> None:
         if control.should_log and self.trainer is not None:
             track_diagnostics(self.trainer)
@@ -163,6 +177,57 @@ class MiningCallback(TrainerCallback):
         ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
         old_micro_batches = step * accumulation + 1 + ahead
         return math.ceil(old_micro_batches / accumulation) + 1
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> str:
+        folder = args.output_dir
+        if self.trainer is not None:
+            # A search for hyper-parameters gives every trial a folder of its own.
+            folder = self.trainer._get_output_dir(getattr(self.trainer, "_trial", None))
+        return os.path.join(folder, f"checkpoint-{state.global_step}")
+
+    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Go on with the negatives of the checkpoint that the training resumes from."""
+        checkpoint = _resumed_checkpoint() or self._checkpoint(args, state)
+        for target in self._targets:
+            hard_negatives = target.hard_negatives
+            found: CheckpointState | None = None
+            if state.is_world_process_zero:
+                found = read_checkpoint(
+                    checkpoint,
+                    target.name,
+                    config=hard_negatives.config.to_dict(),
+                    data_fingerprint=hard_negatives.data_fingerprint,
+                    num_rows=len(hard_negatives),
+                    num_corpus=len(hard_negatives.corpus),
+                )
+            found = broadcast_object_list([found])[0]
+            if found is None:
+                logger.warning(
+                    f"The checkpoint {checkpoint!r} holds no negatives for this dataset (it was written without a "
+                    "MiningCallback). Training goes on with the negatives that the dataset has now."
+                )
+                continue
+            hard_negatives.restore(found, old_batches=self._old_batches(found.mined_at, args, state))
+            self._mined_at = found.mined_at
+            for report in found.reports:
+                self._add_report(MiningReport(**report), target.name)
+
+    def _old_batches(self, mined_at: int | None, args: TrainingArguments, state: TrainerState) -> int:
+        """Return how many batches after the checkpoint were fetched before the last refresh.
+
+        With workers it is how many there were at most: how far they had got is not known.
+        """
+        if mined_at is None or self.mining_strategy == "epoch":
+            return 0
+        accumulation = args.gradient_accumulation_steps
+        ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        return max(0, (mined_at - state.global_step) * accumulation + 1 + ahead)
+
+    def _add_report(self, report: MiningReport, name: str | None) -> None:
+        self.reports.append(report)
+        self._report_names.append((report, name))
 
     # --- refreshing -----------------------------------------------------------------------------------------------
 
@@ -178,7 +243,7 @@ class MiningCallback(TrainerCallback):
         for target in self._targets:
             mining = self._compute(target, args, step, trained)
             target.hard_negatives.apply_mining(mining)
-            self.reports.append(mining.report)
+            self._add_report(mining.report, target.name)
             seen = step + 1 if self.mining_strategy == "epoch" else self.first_step_seen(step, args)
             self._log({**mining.report.metrics(), "mining/seen_from_step": seen}, target.name, state, control)
         self._mined_at = step
@@ -301,6 +366,17 @@ def _check_hard_negatives(hard_negatives: Any) -> None:
                 f"Expected `hard_negatives` to be a HardNegativeDataset, a mapping of them by dataset name, or None, "
                 f"got {type(member).__name__}. Pass what `as_dataset()` was called on."
             )
+
+
+def _resumed_checkpoint() -> str | None:
+    """Return the checkpoint from which the calling training loop resumes; no callback is told."""
+    frame = sys._getframe()
+    while frame is not None:
+        folder = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(folder, str) and isinstance(frame.f_locals.get("self"), Trainer):
+            return folder
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def _calling_trainer() -> Trainer | None:

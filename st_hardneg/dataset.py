@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +17,13 @@ from datasets import Dataset
 from sentence_transformers import SimilarityFunction
 
 from st_hardneg import shortfall, storage
+from st_hardneg.checkpoint import CheckpointState
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Corpus, Ids, TextColumn, check_text_column, number_texts
 from st_hardneg.encoding import Encodings
 from st_hardneg.errors import MiningError, NotMinedError
 from st_hardneg.filters import ExtraFilter
+from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.formats.beir import BeirTable, read_beir
 from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
 from st_hardneg.hardness import hardness_shares
@@ -112,6 +116,7 @@ class HardNegativeDataset:
         self._pairs = pair_up(TextColumn(dataset, self.anchor_column_name), numbered)
 
         self._mining: Mining | None = None
+        self._previous_ids: Ids | None = None
         self._num_minings = 0
         self._table: NegativeTable | None = None
         self._live_rows: Ids | None = None
@@ -361,11 +366,68 @@ class HardNegativeDataset:
             )
         if self._table is not None:
             self._table.write(mining.negative_ids)
+        self._previous_ids = None if self._mining is None else self._mining.negative_ids
         self._mining = mining
         self._num_minings += 1
+        self._mark_views()
+
+    def _mark_views(self) -> None:
+        # What `datasets` derives from a view from now on must not be mistaken for what it derived before.
         for view in self._handed_out:
-            # Everything that `datasets` derives from a view from now on must not be mistaken for what it derived before.
             view._fingerprint = self._view.fingerprint() if self._view is not None else view._fingerprint
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """What identifies the rows, the corpus and the order of both."""
+        anchors = texts_fingerprint(text for texts in self._pairs.anchors.batches() for text in texts)
+        positives = hashlib.blake2b(self._pairs.row_positive.tobytes(), digest_size=16).hexdigest()
+        return recipe_fingerprint(storage.corpus_fingerprint(self._corpus), anchors, positives)
+
+    def checkpoint_state(self, mined_at: int | None, reports: Sequence[MiningReport]) -> CheckpointState:
+        """Return what a trainer's checkpoint has to hold of this dataset.
+
+        Args:
+            mined_at: Step of the last refresh of the training, or None.
+            reports: Reports of the training so far.
+        """
+        mining = self._mined("checkpoint_state()")
+        return CheckpointState(
+            mining,
+            mining.negative_ids if self._previous_ids is None else self._previous_ids,
+            np.arange(0) if self._live_rows is None else self._live_rows,
+            self._num_minings,
+            mined_at,
+            [report.to_dict() for report in reports],
+            self.config.to_dict(),
+            self.data_fingerprint,
+        )
+
+    def restore(self, state: CheckpointState, *, old_batches: int = 0) -> None:
+        """Put the negatives of a checkpoint in force.
+
+        Args:
+            state: What :func:`st_hardneg.checkpoint.read_checkpoint` returned.
+            old_batches: How many batches the live view serves from the negatives before the last refresh: those that
+                the interrupted run had fetched ahead of it.
+
+        Raises:
+            ValueError: If the live view has other rows than that of the checkpoint.
+        """
+        if self._live_rows is not None and not np.array_equal(self._live_rows, state.live_rows):
+            raise ValueError(
+                f"Expected a live view of the rows of the checkpoint, got {len(self._live_rows):,} rows where it has "
+                f"{len(state.live_rows):,}, or others. Mine with the model that the training started from before "
+                "`as_dataset()`, as the interrupted run did."
+            )
+        if self._table is not None:
+            self._table.write(state.previous_ids)
+            self._table.write(state.mining.negative_ids)
+        if self._view is not None:
+            self._view.serve_previous(old_batches)
+        self._previous_ids = state.previous_ids
+        self._mining = state.mining
+        self._num_minings = state.num_minings
+        self._mark_views()
 
     # --- views and copies -----------------------------------------------------------------------------------------
 

@@ -60,13 +60,25 @@ def save(path: str, state: SavedState) -> None:
             f"Expected {path!r} to be a new folder or an earlier save, got a folder with other content. Choose "
             "another folder."
         )
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=os.path.basename(path) + ".partial-", dir=os.path.dirname(path))
+    write_folder(path, lambda folder: _write(folder, state))
+
+
+def write_folder(path: str, write: Callable[[str], None]) -> None:
+    """Write a folder under another name first: under its own it is complete, or what it was before.
+
+    Args:
+        path: The folder.
+        write: Writes the contents into the folder that it is given.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    os.makedirs(parent, exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent)
     try:
-        _write(partial, state)
+        write(partial)
+        os.chmod(partial, 0o777 & ~_umask())
         if os.path.exists(path):
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
-            retired = tempfile.mkdtemp(prefix=os.path.basename(path) + ".old-", dir=os.path.dirname(path))
+            retired = tempfile.mkdtemp(prefix=f"{name}.old-", dir=parent)
             os.replace(path, os.path.join(retired, "save"))
             os.replace(partial, path)
             shutil.rmtree(retired)
@@ -75,7 +87,6 @@ def save(path: str, state: SavedState) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    os.chmod(path, 0o777 & ~_umask())
 
 
 def _umask() -> int:
@@ -89,7 +100,7 @@ def _write(folder: str, state: SavedState) -> None:
     if state.corpus.given is not None:
         state.corpus.given.with_format(None).save_to_disk(os.path.join(folder, "corpus"))
     if state.mining is not None:
-        _negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
+        negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
     content = {
         "format": _FORMAT,
         "anchor_column_name": state.anchor_column_name,
@@ -98,27 +109,30 @@ def _write(folder: str, state: SavedState) -> None:
         "needs": state.needs,
         "num_minings": state.num_minings,
         "has_view": state.live_rows is not None,
-        "corpus_fingerprint": _corpus_fingerprint(state.corpus),
+        "corpus_fingerprint": corpus_fingerprint(state.corpus),
         "report": None if state.mining is None else state.mining.report.to_dict(),
     }
     with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
 
 
-def _corpus_fingerprint(corpus: Corpus) -> str:
+def corpus_fingerprint(corpus: Corpus) -> str:
+    """Identify the texts of a corpus, in their order."""
     return texts_fingerprint(text for texts in corpus.texts.batches() for text in texts)
 
 
-def _flat_lists(values: Any) -> pa.Array:
+def flat_lists(values: Any) -> pa.Array:
+    """Return the rows of a matrix as lists."""
     offsets = np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
-def _negatives_dataset(mining: Mining, live_rows: Ids | None) -> Dataset:
+def negatives_dataset(mining: Mining, live_rows: Ids | None) -> Dataset:
+    """Return a mining and which rows a live view has, as a dataset of one row per row."""
     is_live = np.zeros(len(mining.negative_ids), dtype=bool)
     if live_rows is not None:
         is_live[live_rows] = True
-    columns = {name: _flat_lists(getattr(mining, name)) for name in _MATRICES}
+    columns = {name: flat_lists(getattr(mining, name)) for name in _MATRICES}
     columns["positive_scores"] = pa.array(mining.positive_scores)
     columns["is_live"] = pa.array(is_live)
     return dataset_of(pa.table(columns))
@@ -156,37 +170,62 @@ class Loaded:
         Raises:
             ValueError: If the negatives do not fit the corpus and the rows.
         """
-        if _corpus_fingerprint(corpus) != self.corpus_fingerprint:
-            raise _damaged(self.path, "the texts are not those that were saved")
+        if corpus_fingerprint(corpus) != self.corpus_fingerprint:
+            raise damaged(self.path, "the texts are not those that were saved")
         if self.negatives is None or self.report is None:
             return None, None
-        if len(self.negatives) != num_rows:
-            raise _damaged(self.path, f"there are negatives for {len(self.negatives)} rows and {num_rows} rows")
         shape = (num_rows, self.config.num_negatives)
-        arrays = {name: self._matrix(name, shape, dtype) for name, dtype in _MATRICES.items()}
-        ids, origin = arrays["negative_ids"], arrays["origin"]
-        if ids.min(initial=0) < -1 or ids.max(initial=-1) >= len(corpus):
-            raise _damaged(self.path, "negative ids lie outside of the corpus")
-        if origin.min(initial=0) < 0 or origin.max(initial=0) >= len(_SOURCES):
-            raise _damaged(self.path, "there are unknown sources")
-        positive_scores = self.negatives.data.column("positive_scores").to_numpy().astype(np.float32)
-        is_live = self.negatives.data.column("is_live").to_numpy()
-        live_rows = np.flatnonzero(is_live) if self.has_view else None
-        if live_rows is not None and bool((ids[live_rows] < 0).any()):
-            raise _damaged(self.path, "a row of the live view has an empty slot")
-        try:
-            report = MiningReport(**self.report)
-        except TypeError:
-            raise _damaged(self.path, "the report has other fields") from None
-        return Mining(**arrays, positive_scores=positive_scores, report=report), live_rows
+        mining, live_rows = mining_from(self.path, self.negatives, self.report, shape, len(corpus))
+        return mining, live_rows if self.has_view else None
 
-    def _matrix(self, name: str, shape: tuple[int, int], dtype: Any) -> Any:
-        assert self.negatives is not None
-        flat = self.negatives.data.column(name).combine_chunks()
-        values = np.concatenate([chunk.flatten().to_numpy() for chunk in getattr(flat, "chunks", [flat])])
-        if values.size != shape[0] * shape[1]:
-            raise _damaged(self.path, f"{name} has {values.size} values where {shape[0]} x {shape[1]} are expected")
+
+def mining_from(
+    path: str, negatives: Dataset, report: dict[str, Any], shape: tuple[int, int], num_corpus: int
+) -> tuple[Mining, Ids]:
+    """Check what :func:`negatives_dataset` wrote, and return the mining and the rows of the live view.
+
+    Args:
+        path: Where it was read, for errors.
+        negatives: What was read.
+        report: The report, as a dictionary.
+        shape: Rows and negatives per row that are expected.
+        num_corpus: Texts in the corpus.
+
+    Raises:
+        ValueError: If the parts do not fit.
+    """
+    arrays = {name: matrix_from(path, negatives, name, shape, dtype) for name, dtype in _MATRICES.items()}
+    ids, origin = arrays["negative_ids"], arrays["origin"]
+    if ids.min(initial=0) < -1 or ids.max(initial=-1) >= num_corpus:
+        raise damaged(path, "negative ids lie outside of the corpus")
+    if origin.min(initial=0) < 0 or origin.max(initial=0) >= len(_SOURCES):
+        raise damaged(path, "there are unknown sources")
+    try:
+        positive_scores = negatives.data.column("positive_scores").to_numpy().astype(np.float32)
+        live_rows = np.flatnonzero(negatives.data.column("is_live").to_numpy().astype(bool))
+        found = MiningReport(**report)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise damaged(path, f"the report or a column is not what was written ({error})") from None
+    if len(positive_scores) != shape[0]:
+        raise damaged(path, f"there are {len(positive_scores)} rows where {shape[0]} are expected")
+    if bool((ids[live_rows] < 0).any()):
+        raise damaged(path, "a row of the live view has an empty slot")
+    return Mining(**arrays, positive_scores=positive_scores, report=found), live_rows
+
+
+def matrix_from(path: str, negatives: Dataset, name: str, shape: tuple[int, int], dtype: Any) -> Any:
+    """Return a column of lists as an array of this shape.
+
+    Raises:
+        ValueError: If it is not there, or has another shape.
+    """
+    try:
+        flat = negatives.data.column(name).combine_chunks()
+        chunks = getattr(flat, "chunks", [flat])
+        values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks])
         return values.reshape(shape).astype(dtype)
+    except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        raise damaged(path, f"{name!r} is not {shape[0]} x {shape[1]} numbers ({error})") from None
 
 
 def read(path: str) -> Loaded:
@@ -207,7 +246,7 @@ def read(path: str) -> Loaded:
             content = json.load(file)
         version = content["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _damaged(path, f"{_STATE_FILE} cannot be read") from None
+        raise damaged(path, f"{_STATE_FILE} cannot be read") from None
     if version != _FORMAT:
         raise ValueError(
             f"Expected a save of format {_FORMAT} in {path!r}, got {version!r}. Read it with the version of this "
@@ -215,20 +254,25 @@ def read(path: str) -> Loaded:
         )
     return Loaded(
         path=path,
-        pairs=_read_part(path, "pairs"),
-        given_corpus=_read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None,
-        negatives=_read_part(path, "negatives") if os.path.isdir(os.path.join(path, "negatives")) else None,
+        pairs=read_part(path, "pairs"),
+        given_corpus=read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None,
+        negatives=read_part(path, "negatives") if os.path.isdir(os.path.join(path, "negatives")) else None,
         **_checked_content(path, content),
     )
 
 
-def _read_part(path: str, name: str) -> Dataset:
+def read_part(path: str, name: str) -> Dataset:
+    """Read one of the datasets in a folder.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     try:
         part = load_from_disk(os.path.join(path, name))
     except Exception as error:  # every kind of damage that Arrow and JSON can have
-        raise _damaged(path, f"{name!r} cannot be read ({type(error).__name__}: {error})") from error
+        raise damaged(path, f"{name!r} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(part, Dataset):
-        raise _damaged(path, f"{name!r} is not a dataset")
+        raise damaged(path, f"{name!r} is not a dataset")
     return part
 
 
@@ -245,23 +289,24 @@ def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:
     }
     for name, is_good in kinds.items():
         if name not in content or not is_good(content[name]):
-            raise _damaged(path, f"{name!r} is missing or of the wrong kind in {_STATE_FILE}")
+            raise damaged(path, f"{name!r} is missing or of the wrong kind in {_STATE_FILE}")
     checked = {name: content[name] for name in kinds}
     try:
         checked["config"] = MiningConfig.from_dict(content["config"])
     except (ValueError, TypeError) as error:
-        raise _damaged(path, f"the config is not valid ({error})") from None
+        raise damaged(path, f"the config is not valid ({error})") from None
     return checked
 
 
-def _damaged(path: str, why: str) -> ValueError:
+def damaged(path: str, why: str) -> ValueError:
+    """Return the error for files that are not what was written."""
     return ValueError(f"Expected a complete save in {path!r}, got a damaged one: {why}. Save the dataset anew.")
 
 
 def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus) -> Dataset:
     """Return one row per row with ids, scores, ranks and sources; see ``HardNegativeDataset.provenance``."""
     if corpus.id_column is None:
-        positive_id, negative_ids = pa.array(row_positive), _flat_lists(mining.negative_ids)
+        positive_id, negative_ids = pa.array(row_positive), flat_lists(mining.negative_ids)
     else:
         positive_id = pa.array(corpus.external_ids(row_positive), type=pa.string())
         external = pa.array(corpus.external_ids(mining.negative_ids.reshape(-1)), type=pa.string())
@@ -278,8 +323,8 @@ def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus) -> Dat
                 "positive_id": positive_id,
                 "positive_score": pa.array(mining.positive_scores),
                 "negative_ids": negative_ids,
-                "negative_scores": _flat_lists(mining.negative_scores),
-                "negative_ranks": _flat_lists(mining.ranks),
+                "negative_scores": flat_lists(mining.negative_scores),
+                "negative_ranks": flat_lists(mining.ranks),
                 "negative_sources": pa.LargeListArray.from_arrays(pa.array(offsets), sources),
             }
         )

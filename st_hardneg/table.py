@@ -66,11 +66,16 @@ class NegativeTable:
         self._buffers[(generation + 1) % 2] = torch.from_numpy(negative_ids)
         self._count[0] = generation + 1
 
-    def read(self, rows: Ids) -> Ids:
-        """Return the negatives of these rows, of shape ``(len(rows), num_negatives)``, all of one generation."""
+    def read(self, rows: Ids, *, previous: bool = False) -> Ids:
+        """Return the negatives of these rows, of shape ``(len(rows), num_negatives)``, all of one generation.
+
+        Args:
+            rows: int64 of shape ``(batch,)``.
+            previous: Read what was written before the last write.
+        """
         while True:
             before = self._count[0]
-            found: Ids = self._ids[before % 2, rows].astype(np.int64)
+            found: Ids = self._ids[(before + int(previous)) % 2, rows].astype(np.int64)
             if self._count[0] == before:
                 return found
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from datasets.utils._dill import pklregister
+from torch.utils.data import get_worker_info
 
 from st_hardneg.corpus import Ids, TextColumn
 from st_hardneg.table import NegativeTable
@@ -64,6 +65,8 @@ class LiveView:
         self.row_weight = row_weight
         self.owner = owner
         self.token = uuid.uuid4().hex
+        self._old_batches = 0
+        self._batches_served = 0
 
     @property
     def column_names(self) -> list[str]:
@@ -98,6 +101,27 @@ class LiveView:
                 resolved[name] = list(values)
         return resolved
 
+    def serve_previous(self, batches: int) -> None:
+        """Read the next so many batches from before the last refresh, as the interrupted run that is resumed did.
+
+        Call it before the dataloader is iterated. Workers take turns, beginning with the first, so each of them knows
+        which of these batches are its own.
+        """
+        self._old_batches = batches
+        self._batches_served = 0
+
+    def _is_old_batch(self) -> bool:
+        if not self._old_batches:
+            return False
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number = first + every * self._batches_served
+        self._batches_served += 1
+        if number >= self._old_batches:
+            self._old_batches = 0
+            return False
+        return True
+
     def resolve(self, rows: Ids, names: Sequence[str]) -> dict[str, list[Any]]:
         """Return these columns of these rows, all negatives of one generation.
 
@@ -105,9 +129,9 @@ class LiveView:
             rows: int64 of shape ``(batch,)``: rows of the wrapped dataset.
             names: Columns of the view.
         """
-        negatives = self.table.read(rows)
         slots = {name: slot for slot, name in enumerate(self.negative_names)}
         wanted = [name for name in names if name in slots]
+        negatives = self.table.read(rows, previous=bool(wanted) and self._is_old_batch())
         # One look-up for all slots: what it costs is the call, not the texts.
         found = self.corpus.take(negatives[:, [slots[name] for name in wanted]].T.ravel())
         resolved: dict[str, list[Any]] = {}

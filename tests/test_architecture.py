@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "config", "corpus", "pairs", "candidates", "table", "fingerprint", "hardness"},
     {"encoding", "search", "rescoring", "filters", "sampling", "report", "scoring", "formats", "hub", "view"},
     {"shortfall", "mining"},
-    {"inputs", "storage", "dataset", "drop_in"},
+    {"inputs", "storage", "checkpoint", "dataset", "drop_in"},
     {"mapping", "samplers", "losses"},
     {"callback"},
 ]

@@ -1,0 +1,206 @@
+"""A resumed run goes on with the negatives of the interrupted one: judged by what reaches the loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg.samplers import NoDuplicatePairsBatchSampler
+from tests.conftest import WORDS, random_texts, word_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.*:FutureWarning"),
+]
+TEXTS = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
+
+
+class Recorder(MultipleNegativesRankingLoss):
+    """A loss that notes the tokens of every column it gets."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.batches: list[tuple] = []
+
+    def forward(self, sentence_features, labels):
+        features = list(sentence_features)
+        self.batches.append(tuple(tuple(feature["input_ids"].tolist()) for feature in features))
+        return super().forward(features, labels)
+
+
+def make_model(seed: int = 0):
+    return word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(seed)))
+
+
+def make_negatives(model, **config) -> HardNegativeDataset:
+    pairs = Dataset.from_dict({"anchor": TEXTS[:80], "positive": TEXTS[80:160]})
+    options = {"num_negatives": 2, "sampling_strategy": "random", "range_max": 12, **config}
+    hard_negatives = HardNegativeDataset(pairs, TEXTS[160:], MiningConfig(**options))
+    hard_negatives.mine(model, show_progress_bar=False)
+    return hard_negatives
+
+
+def make_args(folder, **options) -> SentenceTransformerTrainingArguments:
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 12,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "use_cpu": True,
+    }
+    return SentenceTransformerTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+
+
+def run(folder, resume=None, *, callback=None, config=None, **options):
+    """Train from the start, or from a checkpoint, with everything made anew as a restarted script does."""
+    model = make_model()
+    hard_negatives = make_negatives(model, **(config or {}))
+    loss = Recorder(model)
+    strategy = options.pop("mining_strategy", "steps")
+    callback = callback or MiningCallback(hard_negatives, mining_steps=3, mining_strategy=strategy)
+    callback.hard_negatives = hard_negatives
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=make_args(folder, **options),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=loss,
+        callbacks=[callback],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return loss.batches, hard_negatives, callback
+
+
+@pytest.mark.parametrize("sampler", ["default", "ours"])
+def test_without_workers_a_resumed_run_is_the_same(tmp_path, sampler):
+    """From every checkpoint on, the batches that reach the loss are those of the uninterrupted run, all of them."""
+    options = {} if sampler == "default" else {"batch_sampler": NoDuplicatePairsBatchSampler}
+    whole, negatives, callback = run(tmp_path / "whole", **options)
+    for step in range(1, 12):
+        again = tmp_path / f"again-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", again / f"checkpoint-{step}")
+        batches, resumed, later = run(again, resume=True, save_strategy="no", **options)
+        assert batches == whole[step:], f"resumed from step {step}"
+        assert (resumed.negative_ids == negatives.negative_ids).all()
+        assert [report.step for report in later.reports] == [report.step for report in callback.reports] == [3, 6, 9]
+
+
+def test_gradient_accumulation_and_epochs(tmp_path):
+    """The same with several micro-batches a step, and with refreshes between epochs, from within and at the boundary."""
+    for number, options in enumerate(
+        (
+            {"gradient_accumulation_steps": 2, "max_steps": 8},
+            {"mining_strategy": "epoch", "num_train_epochs": 3, "max_steps": -1, "per_device_train_batch_size": 20},
+        )
+    ):
+        whole, negatives, _ = run(tmp_path / f"whole{number}", **options)
+        per_step = 2 if number == 0 else 1
+        for step in (2, 3, 4, 7) if number == 0 else (2, 4, 5, 8):
+            checkpoint = tmp_path / f"whole{number}" / f"checkpoint-{step}"
+            batches, resumed, _ = run(tmp_path / "again", resume=str(checkpoint), save_strategy="no", **options)
+            assert batches == whole[step * per_step :], f"{options}, resumed from step {step}"
+            assert (resumed.negative_ids == negatives.negative_ids).all()
+
+
+def test_with_workers_a_resumed_run_is_the_same_but_for_what_was_fetched_ahead(tmp_path):
+    """With 2 workers, batches after those that may have been fetched ahead of a refresh are identical."""
+    options = {"dataloader_num_workers": 2, "max_steps": 16}
+    whole, _, _ = run(tmp_path / "whole", **options)
+    for step in (2, 3, 5, 9):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        batches, _, _ = run(tmp_path / "again", resume=str(checkpoint), save_strategy="no", **options)
+        # Rows are the same throughout; negatives may differ in the batches around a refresh, whose number is bounded.
+        assert [batch[:2] for batch in batches] == [batch[:2] for batch in whole[step:]]
+        refreshes = [at for at in (3, 6, 9, 12, 15) if at >= step - 5]
+        open_to_timing = {at + ahead for at in refreshes for ahead in range(1, 2 + 2 * 2 + 1)}
+        for number, (one, other) in enumerate(zip(batches, whole[step:], strict=True), start=step + 1):
+            assert one == other or number in open_to_timing
+
+
+def test_two_datasets_in_a_dict_each_have_their_own_state(tmp_path):
+    """Two callbacks on two datasets restore what is theirs, whatever the names are."""
+
+    def train(resume=None):
+        model = make_model()
+        first, second = make_negatives(model), make_negatives(model, seed=5)
+        losses = {"x/a": Recorder(model), "b": Recorder(model)}
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=make_args(tmp_path, max_steps=8, multi_dataset_batch_sampler="round_robin"),
+            train_dataset=DatasetDict({"x/a": first.as_dataset(), "b": second.as_dataset()}),
+            loss=losses,
+            callbacks=[MiningCallback(first, mining_steps=2), MiningCallback({"b": second}, mining_steps=3)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return first.negative_ids, second.negative_ids, losses["x/a"].batches, losses["b"].batches
+
+    whole = train()
+    assert sorted(os.listdir(tmp_path)) == sorted(f"checkpoint-{step}" for step in range(1, 9))
+    resumed = train(str(tmp_path / "checkpoint-5"))
+    assert (resumed[0] == whole[0]).all() and (resumed[1] == whole[1]).all()
+    assert resumed[2][1:] == whole[2][-len(resumed[2]) :][1:] and resumed[3][1:] == whole[3][-len(resumed[3]) :][1:]
+
+
+def test_changed_config_or_data_is_refused(tmp_path):
+    """What differs from the checkpoint is named, and nothing is trained."""
+    run(tmp_path, max_steps=4)
+    with pytest.raises(ValueError, match=r"got another one: `num_negatives` was 2 and is 3; `seed` was 0 and is 7"):
+        run(tmp_path, resume=True, config={"num_negatives": 3, "seed": 7})
+    original = TEXTS[0]
+    try:
+        TEXTS[0] = "w1 w2 w3 w4"
+        with pytest.raises(ValueError, match="Expected the rows and the corpus with which"):
+            run(tmp_path, resume=True)
+    finally:
+        TEXTS[0] = original
+
+
+def test_a_checkpoint_that_never_knew_the_callback(tmp_path, caplog):
+    """Training goes on with the negatives at hand, and says so."""
+    run(tmp_path, max_steps=4)
+    shutil.rmtree(tmp_path / "checkpoint-4" / "hard_negatives")
+    _, _, callback = run(tmp_path, resume=True, max_steps=8)
+    assert "holds no negatives for this dataset" in caplog.text
+    assert [report.step for report in callback.reports] == [6]
+
+
+def test_restoring_callback_states_from_the_checkpoint(tmp_path):
+    """The trainer's own way of restoring callbacks leaves this one in place."""
+    whole, _, _ = run(tmp_path, max_steps=8)
+    batches, _, _ = run(
+        tmp_path / "again",
+        resume=str(tmp_path / "checkpoint-4"),
+        max_steps=8,
+        restore_callback_states_from_checkpoint=True,
+    )
+    assert batches == whole[4:]
+
+
+@pytest.mark.parametrize("damage", ["ids", "state", "digest"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
+    """Nothing is trained on negatives that are not those that were written."""
+    run(tmp_path, max_steps=4)
+    folder = tmp_path / "checkpoint-4" / "hard_negatives"
+    (state_folder,) = folder.iterdir()
+    state = state_folder / "state.json"
+    if damage == "ids":
+        shutil.rmtree(state_folder / "previous")
+    elif damage == "state":
+        state.write_text("[" * 100_000, encoding="utf-8")
+    else:
+        content = json.loads(state.read_text(encoding="utf-8"))
+        state.write_text(json.dumps(content | {"digest": "0" * 32}), encoding="utf-8")
+    with pytest.raises(ValueError, match="got a damaged one"):
+        run(tmp_path, resume=True)
