@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from st_hardneg.errors import MiningError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,37 @@ def encode(
         Embeddings of shape ``(len(texts), dim)``, in float32, on the model's device.
 
     Raises:
-        MiningError: If an embedding is not finite; the texts are named.
+        MiningError: If an embedding is not finite (the texts are named), or if memory does not suffice even for one
+            text at a time; before that, the batch size is halved as often as needed.
     """
+    batch_size = encoding.batch_size
+    while True:
+        try:
+            embeddings = _encode(model, texts, replace(encoding, batch_size=batch_size), show_progress_bar)
+            break
+        except RuntimeError as error:
+            if not _is_memory_exhausted(error):
+                raise
+            if batch_size == 1:
+                # Not the words that `auto_find_batch_size` waits for: it would start the training over.
+                raise MiningError(
+                    "Expected enough memory to encode one text at a time while mining, got too little "
+                    f"({type(error).__name__}). Free memory, or lower the model's `max_seq_length`."
+                ) from None
+            batch_size //= 2
+        # Out of the handler, whose traceback keeps the tensors of the failed batch alive.
+        if torch.cuda.is_available():  # pragma: no cover - needs an accelerator
+            torch.cuda.empty_cache()
+        logger.warning(f"Memory did not suffice to encode {batch_size * 2} texts at once; going on with {batch_size}.")
+    _check_finite(embeddings, texts)
+    return embeddings
+
+
+def _is_memory_exhausted(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_bar: bool) -> Tensor:
     arguments: dict[str, Any] = {
         "prompt_name": encoding.prompt_name,
         "prompt": encoding.prompt,
@@ -95,9 +127,7 @@ def encode(
             embeddings = model.encode_document(list(texts), **arguments)
         else:
             embeddings = model.encode(list(texts), task=encoding.task, **arguments)
-    embeddings = torch.as_tensor(embeddings).float()
-    _check_finite(embeddings, texts)
-    return embeddings
+    return torch.as_tensor(embeddings).float()
 
 
 def _check_finite(embeddings: Tensor, texts: Sequence[str]) -> None:

@@ -1,0 +1,80 @@
+"""Run with one or two processes: trains with refreshes and writes what each rank ends with.
+
+Arguments: output folder, and optionally "fail-0" or "fail-1": the rank whose encoding raises at the second refresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+warnings.simplefilter("ignore")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import TripletLoss
+
+from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from tests.conftest import WORDS, random_texts, word_model
+
+
+def main() -> None:
+    """Train 8 steps with refreshes at 2, 4 and 6."""
+    folder, failure = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    disable_progress_bars()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
+    model = word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
+    pairs = Dataset.from_dict({"anchor": texts[:80], "positive": texts[80:160]})
+    config = MiningConfig(num_negatives=1, sampling_strategy="random", range_max=8)
+    hard_negatives = HardNegativeDataset(pairs, texts[160:], config)
+    hard_negatives.mine(model, show_progress_bar=False)
+
+    encoded: list[int] = []
+    infer = model._inference
+
+    def counted(inputs, **options):
+        encoded.append(len(inputs))
+        if failure == f"fail-{rank}" and len(encoded) > 2:
+            raise RuntimeError(f"simulated failure on rank {rank}")
+        return infer(inputs, **options)
+
+    model._inference = counted
+    callback = MiningCallback(hard_negatives, mining_steps=2)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=SentenceTransformerTrainingArguments(
+            output_dir=str(folder / "output"),
+            per_device_train_batch_size=8 // world,
+            max_steps=8,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            learning_rate=0.05,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=TripletLoss(model),
+        callbacks=[callback],
+    )
+    trainer.train()
+    view = hard_negatives._table
+    np.savez(
+        folder / f"rank{rank}-of-{world}.npz",
+        table=view.read(np.arange(80)),
+        ids=hard_negatives.negative_ids,
+        weights=model[0].embedding.weight.detach().numpy(),
+    )
+    figures = {"encoded": encoded, "generation": view.generation, "steps": [r.step for r in callback.reports]}
+    (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
