@@ -2,6 +2,7 @@
 
     python examples/compare_losses.py --data DIR --model NAME_OR_PATH --static --seeds 1 2 3
 
+The cached ranking loss computes what the uncached one does, and takes no static embeddings, so it has no row here.
 Takes the options of `train_with_refresh.py`, and --losses to choose some of them.
 """
 
@@ -21,7 +22,6 @@ from train_with_refresh import argument_parser, load, make_config, make_model, m
 
 from st_hardneg import HardNegativeDataset, MiningCallback
 from st_hardneg.losses import (
-    SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
     SemiHardMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
@@ -34,9 +34,6 @@ LOSSES: dict[str, Callable[[SentenceTransformer, KnownPositives], nn.Module]] = 
     "SemiHardMNRL": lambda model, known: SemiHardMultipleNegativesRankingLoss(model, known_positives=known),
     "SemiHardMNRL, near positives": lambda model, known: SemiHardMultipleNegativesRankingLoss(
         model, known_positives=known, max_positive_similarity=0.8
-    ),
-    "SemiHardCachedMNRL": lambda model, known: SemiHardCachedMultipleNegativesRankingLoss(
-        model, known_positives=known, mini_batch_size=16
     ),
     "SemiHardTriplet": lambda model, known: SemiHardTripletLoss(model, known_positives=known),
     "SemiHardContrastive": lambda model, known: SemiHardContrastiveLoss(model, known_positives=known),
