@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from st_hardneg.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encoding, Encodings
+from st_hardneg.inputs import similarity_name
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
@@ -77,7 +78,8 @@ class MiningCallback(TrainerCallback):
         _check_hard_negatives(hard_negatives)
         if isinstance(mining_steps, bool) or not isinstance(mining_steps, (int, float)):
             raise TypeError(f"Expected `mining_steps` to be a number, got {mining_steps!r}. Pass steps, or a share.")
-        if not mining_steps > 0 or (mining_steps >= 1 and mining_steps != int(mining_steps)):
+        is_whole = math.isfinite(mining_steps) and (mining_steps < 1 or mining_steps == int(mining_steps))
+        if not is_whole or mining_steps <= 0:
             raise ValueError(
                 f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got "
                 f"{mining_steps!r}. Choose another value."
@@ -90,6 +92,8 @@ class MiningCallback(TrainerCallback):
             raise ValueError(
                 f"Expected `mining_warmup_steps` to be a whole number from 0 up, got {mining_warmup_steps!r}."
             )
+        if model is not None:
+            similarity_name(model)
         self.hard_negatives = hard_negatives
         self.mining_steps = mining_steps
         self.mining_strategy = mining_strategy
@@ -309,7 +313,8 @@ class MiningCallback(TrainerCallback):
                 raise ValueError(
                     f"Expected the train dataset to be, or to hold, a live view of {what}, got another dataset, so "
                     "that a refresh would change nothing. Pass `train_dataset=hard_negatives.as_dataset()` to the trainer "
-                    "(`to_dataset()` is a frozen copy)."
+                    "(`to_dataset()` is a frozen copy, and so is a view whose negatives `map` has rewritten or that "
+                    "were dropped)."
                 )
             yield _Target(name, hard_negatives)
 

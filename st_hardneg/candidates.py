@@ -41,14 +41,7 @@ class Candidates:
 
     def at(self, places: Tensor) -> Negatives:
         """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
-        there = places.clamp(min=0)
-        missing = places < 0
-        return Negatives(
-            self.corpus_ids.gather(1, there).masked_fill(missing, -1),
-            self.scores.gather(1, there).masked_fill(missing, -inf),
-            self.similarities.gather(1, there).masked_fill(missing, -inf),
-            self.ranks.gather(1, there).masked_fill(missing, -1),
-        )
+        return Negatives(self.corpus_ids, self.scores, self.similarities, self.ranks).at(places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +65,21 @@ class Negatives:
     def is_present(self) -> Tensor:
         """Boolean tensor of shape ``(q, n)``: True where a slot is filled."""
         return self.corpus_ids >= 0
+
+    def of(self, rows: Tensor) -> Negatives:
+        """Return the negatives of some of the queries, int64 of shape ``(m,)``."""
+        return Negatives(self.corpus_ids[rows], self.scores[rows], self.similarities[rows], self.ranks[rows])
+
+    def at(self, places: Tensor) -> Negatives:
+        """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
+        there = places.clamp(min=0)
+        missing = places < 0
+        return Negatives(
+            self.corpus_ids.gather(1, there).masked_fill(missing, -1),
+            self.scores.gather(1, there).masked_fill(missing, -inf),
+            self.similarities.gather(1, there).masked_fill(missing, -inf),
+            self.ranks.gather(1, there).masked_fill(missing, -1),
+        )
 
     def filled_with(self, others: Negatives) -> Negatives:
         """Put ``others``, of shape ``(q, m)``, into the empty slots, in order, keeping what is there.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 SamplingStrategy = Literal["top", "random"]
@@ -96,8 +97,10 @@ class MiningConfig:
         self._check_types()
         for name in ("num_negatives", "batch_size", "query_chunk_size", "corpus_chunk_size"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("range_min", "seed"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("num_negatives", self.num_negatives <= 10_000, "at most 10,000")
+        for name, most in (("range_min", 10**9), ("range_max", 10**9), ("seed", 2**63 - 1)):
+            value = getattr(self, name)
+            self._check(name, value is None or 0 <= value <= most, f"from 0 to {most:,}")
         for name in ("min_words", "semi_hard_margin"):
             value = getattr(self, name)
             self._check(name, value is None or value >= 0, "at least 0")
@@ -153,10 +156,14 @@ class MiningConfig:
             if annotation.startswith("bool"):
                 good, wanted = isinstance(value, bool), "True or False"
             elif annotation.startswith("int"):
-                good, wanted = isinstance(value, int) and not isinstance(value, bool), "an integer"
+                good, wanted = isinstance(value, Integral) and not isinstance(value, bool), "an integer"
+                if good:  # NumPy's integers, too; kept as Python's, which JSON knows
+                    object.__setattr__(self, field.name, int(value))
             elif annotation.startswith("float"):
-                good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
                 wanted = "a finite number"
+                if good and not isinstance(value, int):
+                    object.__setattr__(self, field.name, float(value))
             else:
                 good, wanted = isinstance(value, str), "a string"
             if not good:
@@ -171,16 +178,17 @@ class MiningConfig:
         bounds = (self.max_score, self.absolute_margin, self.relative_margin, self.max_positive_similarity)
         return any(bound is not None for bound in (*bounds, self.min_words, self.exclude_pattern))
 
-    def window(self, num_positives: int, *, rescored: bool = False) -> tuple[int, int]:
+    def window(self, num_positives: int, *, rescored: bool = False, filtered: bool = False) -> tuple[int, int]:
         """Return the first rank that is considered and the one after the last.
 
         Args:
             num_positives: How many positives the query has; they take up places among what is retrieved.
             rescored: Whether a cross encoder reorders the candidates, so that ``min_score`` may remove the closest.
+            filtered: Whether filters that are not in the config may remove candidates.
         """
         if self.range_max is not None:
             return self.range_min, self.range_max
-        deep = self.may_remove or (rescored and self.min_score is not None)
+        deep = self.may_remove or filtered or (rescored and self.min_score is not None)
         depth = self.num_negatives * (_DEPTH_PER_NEGATIVE if deep else 1)
         return self.range_min, self.range_min + depth + num_positives
 
@@ -195,6 +203,8 @@ class MiningConfig:
         Raises:
             ValueError: If a key is not a field.
         """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"Expected a dictionary of MiningConfig's fields, got {type(values).__name__}.")
         names = [field.name for field in fields(cls)]
         for key in values:
             if key not in names:

@@ -39,8 +39,7 @@ def same_text_key(text: str) -> bytes:
 
 
 def _digest(text: str) -> bytes:
-    # 16 bytes instead of the text keep a dictionary of millions of texts small; "surrogatepass" because
-    # scraped text holds lone surrogates, and they must not crash a mining run.
+    # 16 bytes instead of the text keep a dictionary of millions of texts small.
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -108,13 +107,14 @@ class TextColumn:
         self._open()
 
 
-def check_text_column(dataset: Dataset, name: str, parameter: str) -> None:
+def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empty: bool = False) -> None:
     """Make sure that a column exists, holds text and has no missing or empty text.
 
     Args:
         dataset: The dataset.
         name: The column's name.
         parameter: What to call the column in the error, such as ``"anchor_column_name"``.
+        allow_empty: Whether empty texts are let through; None never is.
 
     Raises:
         ValueError: If the column is missing, or some of its texts are ``None`` or empty (their rows are named).
@@ -135,7 +135,7 @@ def check_text_column(dataset: Dataset, name: str, parameter: str) -> None:
     bad: list[int] = []
     row = 0
     for texts in TextColumn(dataset, name).batches():
-        bad += [row + i for i, text in enumerate(texts) if text is None or not text.strip()]
+        bad += [row + i for i, text in enumerate(texts) if text is None or not (allow_empty or text.strip())]
         row += len(texts)
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
@@ -177,8 +177,8 @@ class Corpus:
         """Return the caller's own ids of these corpus ids; None where a text was not part of the given corpus."""
         if self.given is None or self.id_column is None:
             return [None] * len(corpus_ids)
-        known = self.given[self.id_column]
-        return [str(known[int(i)]) if 0 <= i < self.num_given else None for i in corpus_ids]
+        known = self.given.with_format(None)[self.id_column][:]
+        return [str(known[i]) if 0 <= i < self.num_given else None for i in corpus_ids.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +294,14 @@ def _given_corpus(
                 f"Expected `corpus` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
                 "Pass strings only."
             )
-        table = pa.table({"text": pa.array(list(corpus), type=pa.large_string())})
+        try:
+            table = pa.table({"text": pa.array(list(corpus), type=pa.large_string())})
+        except UnicodeEncodeError:
+            bad = next(i for i, text in enumerate(corpus) if not _is_unicode(text))
+            raise ValueError(
+                f"Expected `corpus` to hold valid Unicode, got a lone surrogate at position {bad}. Clean it, for "
+                "example with `text.encode('utf-8', 'replace').decode()`."
+            ) from None
         dataset, text_column = dataset_of(table), "text"
     else:
         raise TypeError(
@@ -306,10 +313,17 @@ def _given_corpus(
             "Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine "
             "among the positives."
         )
-    if not allow_empty:
-        check_text_column(dataset, text_column, "corpus")
+    check_text_column(dataset, text_column, "corpus", allow_empty=allow_empty)
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
     return dataset, text_column, id_column
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_column_of(corpus: Dataset, positive_column: str) -> str:

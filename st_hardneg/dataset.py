@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SimilarityFunction
 
 from st_hardneg import shortfall, storage
@@ -30,6 +31,7 @@ from st_hardneg.hardness import hardness_shares
 from st_hardneg.hub import push_mined
 from st_hardneg.inputs import (
     check_dataset,
+    check_parts,
     checked_config,
     column_names,
     default_searcher,
@@ -102,6 +104,7 @@ class HardNegativeDataset:
         )
         check_text_column(dataset, self.anchor_column_name, "anchor_column_name")
         check_text_column(dataset, self.positive_column_name, "positive_column_name")
+        check_parts(searcher, cross_encoder)
         if searcher is not None and self.config.use_faiss:
             raise ValueError("Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.")
         self.cross_encoder = cross_encoder
@@ -154,6 +157,18 @@ class HardNegativeDataset:
 
     def __len__(self) -> int:
         return self._pairs.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has views of its own: mining it must not change what another one's training reads.
+        return {**self.__dict__, "_table": None, "_view": None, "_handed_out": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handed_out = weakref.WeakSet()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HardNegativeDataset:
+        # Texts, ids and minings are never changed in place, so they can be shared.
+        return copy.copy(self)
 
     def __repr__(self) -> str:
         state = "not mined yet" if self._mining is None else f"mined {self._num_minings}x"
@@ -359,6 +374,12 @@ class HardNegativeDataset:
         Raises:
             MiningError: If a row of a live view would get an empty slot; nothing is changed then.
         """
+        shape = (self._pairs.num_rows, self.config.num_negatives)
+        if mining.negative_ids.shape != shape:
+            raise MiningError(
+                f"Expected negatives of shape {shape}, got {mining.negative_ids.shape}. Apply a mining that this very "
+                "dataset computed."
+            )
         if self._live_rows is not None and bool((mining.negative_ids[self._live_rows] < 0).any()):
             raise MiningError(
                 "Expected a negative in every slot of the live view's rows, got empty ones. Apply a mining that this "
@@ -510,16 +531,9 @@ class HardNegativeDataset:
         dataset, source = build(tuples, output_format, output_scores)
         if not keep_columns:
             return dataset
-        others = self._dataset.with_format(None).select(source)
-        for name in others.column_names:
-            if name not in dataset.column_names:
-                dataset = dataset.add_column(
-                    name,
-                    others.data.table.column(name)
-                    if others._indices is None
-                    else others.flatten_indices().data.table.column(name),
-                )
-        return dataset
+        names = [name for name in self._dataset.column_names if name not in dataset.column_names]
+        others = self._dataset.with_format(None).select_columns(names).select(source)
+        return concatenate_datasets([dataset, others], axis=1) if names else dataset
 
     def provenance(self) -> Dataset:
         """Return where every negative of every row comes from.

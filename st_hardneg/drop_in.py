@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from sentence_transformers import SimilarityFunction
 from torch import Tensor, nn
 
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import TextColumn, number_texts
+from st_hardneg.corpus import TextColumn, check_text_column, number_texts
 from st_hardneg.encoding import Encoding, Encodings, encode
 from st_hardneg.errors import require_extra
 from st_hardneg.filters import ExtraFilter
@@ -119,12 +120,7 @@ def mine_hard_negatives(
         ValueError: If the dataset is empty, a window cannot hold the negatives, or an argument is out of range.
         MissingExtraError: If ``use_faiss=True`` and FAISS is not installed.
     """
-    if len(dataset) == 0:
-        raise ValueError("The dataset is empty. Please provide a non-empty dataset.")
-    if faiss_batch_size <= 0:
-        raise ValueError(f"faiss_batch_size must be a positive integer, got {faiss_batch_size}.")
-    if use_faiss:
-        require_extra("faiss", "faiss", "`use_faiss=True`")
+    _check_arguments(dataset, faiss_batch_size, use_faiss)
     anchor_name, positive_name = _columns(dataset, anchor_column_name, positive_column_name)
     bounds = (max_score, min_score, absolute_margin, relative_margin, margin)
     is_default = range_min == 0 and range_max is None and sampling_strategy == "top" and bounds == (None,) * 5
@@ -136,7 +132,11 @@ def mine_hard_negatives(
         raise ValueError(f"num_negatives must be at least 1, got num_negatives={num_negatives}.")
 
     say: Callable[..., None] = print if verbose else _say_nothing
-    numbered = number_texts(TextColumn(dataset, positive_name), corpus, distinct="text", allow_empty=True)
+    # Infinite bounds bound nothing.
+    max_score = None if max_score == math.inf else max_score
+    min_score = None if min_score == -math.inf else min_score
+    given = corpus if corpus is not None and len(corpus) else None
+    numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
     max_positives = int(np.bincount(pairs.row_query).max())
     rescored = cross_encoder is not None and any(
@@ -214,6 +214,17 @@ def mine_hard_negatives(
     return result
 
 
+def _check_arguments(dataset: Any, faiss_batch_size: int, use_faiss: bool) -> None:
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Mine each split by itself.")
+    if len(dataset) == 0:
+        raise ValueError("The dataset is empty. Please provide a non-empty dataset.")
+    if faiss_batch_size <= 0:
+        raise ValueError(f"faiss_batch_size must be a positive integer, got {faiss_batch_size}.")
+    if use_faiss:
+        require_extra("faiss", "faiss", "`use_faiss=True`")
+
+
 def _say_nothing(*_: object) -> None:
     pass
 
@@ -230,10 +241,11 @@ def _columns(dataset: Dataset, anchor: str | None, positive: str | None) -> tupl
                 f"`{parameter}={name!r}` is not a column of the dataset; the column {columns[place]!r} is used in its "
                 f"place. Columns are {columns}."
             )
-    return (
-        anchor if anchor and anchor in columns else columns[0],
-        positive if positive and positive in columns else columns[1],
-    )
+    anchor = anchor if anchor and anchor in columns else columns[0]
+    positive = positive if positive and positive in columns else columns[1]
+    check_text_column(dataset, anchor, "anchor_column_name", allow_empty=True)
+    check_text_column(dataset, positive, "positive_column_name", allow_empty=True)
+    return anchor, positive
 
 
 def _resolve_deprecated(

@@ -17,6 +17,19 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Corpus
 from st_hardneg.pairs import KnownPositives, Pairs
 
+RULES = (
+    "anchor",
+    "positive",
+    "absolute_margin",
+    "relative_margin",
+    "max_score",
+    "min_score",
+    "max_positive_similarity",
+    "min_words",
+    "exclude_pattern",
+)
+"""Names of the rules of this package; a caller's filter has another one."""
+
 ExtraFilter = Callable[[Candidates, Corpus], Tensor]
 """A filter of the caller's: ``(candidates, corpus) -> boolean (q, k)``, True where a candidate may stay."""
 
@@ -127,6 +140,7 @@ def keep_masks(
         pattern = re.compile(config.exclude_pattern)
         masks["exclude_pattern"] = keeps_texts(candidates, corpus, lambda text: pattern.search(text) is None)
     for name, extra_filter in (extra_filters or {}).items():
+        assert name not in masks, f"two rules are named {name!r}"
         masks[name] = _checked(name, extra_filter(candidates, corpus), candidates)
     return masks
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Ids
-from st_hardneg.filters import ExtraFilter
+from st_hardneg.filters import RULES, ExtraFilter
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
 from st_hardneg.view import WEIGHT_UNIT
 
+_MAX_WEIGHT = 1e6
+# Names that outputs, labels and the trainer use themselves.
+_RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 
@@ -49,6 +53,24 @@ def similarity_name(model: Any) -> str:
             "`model.similarity_fn_name`, or use a model with one vector per text."
         )
     return name
+
+
+def check_parts(searcher: Any, cross_encoder: Any) -> None:
+    """Raise unless a searcher can index and search, and a cross encoder can predict.
+
+    Raises:
+        TypeError: If not.
+    """
+    if searcher is not None and not isinstance(searcher, Searcher):
+        raise TypeError(
+            f"Expected `searcher` to have the methods `index` and `search`, got {type(searcher).__name__}. Pass an "
+            "object, not a class."
+        )
+    if cross_encoder is not None and not callable(getattr(cross_encoder, "predict", None)):
+        raise TypeError(
+            f"Expected `cross_encoder` to be a CrossEncoder, got {type(cross_encoder).__name__}, which has no "
+            "`predict`."
+        )
 
 
 def check_dataset(dataset: Any) -> None:
@@ -107,6 +129,14 @@ def column_names(dataset: Dataset, anchor: str | None, positive: str | None) -> 
             raise ValueError(
                 f"Expected at least two columns, anchor and positive, got {names}. Add the column of positives."
             )
+    for parameter, name in (("anchor_column_name", anchor), ("positive_column_name", positive)):
+        if not isinstance(name, str):
+            raise TypeError(f"Expected `{parameter}` to be a string, got {type(name).__name__}. Name a column.")
+        if name in _RESERVED or re.fullmatch(r"negative(_\d+)?", name):
+            raise ValueError(
+                f"Expected another name than {name!r} for the column of {parameter.split('_')[0]}s: the mined dataset "
+                f"has a column of that name. Rename it with `dataset.rename_column({name!r}, 'text')`, for example."
+            )
     if anchor == positive:
         raise ValueError(f"Expected different columns for anchor and positive, got {anchor!r} for both.")
     return anchor, positive
@@ -122,23 +152,35 @@ def named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
         return {}
     if callable(extra_filters):
         extra_filters = [extra_filters]
-    if not isinstance(extra_filters, Mapping):
-        named: dict[str, Callable[..., Any]] = {}
-        for number, extra_filter in enumerate(extra_filters):
-            name = getattr(extra_filter, "__name__", type(extra_filter).__name__)
-            named[name if name not in named else f"{name}_{number}"] = extra_filter
-        extra_filters = named
-    for name, extra_filter in extra_filters.items():
+    if not isinstance(extra_filters, (Mapping, Sequence)) or isinstance(extra_filters, str):
+        raise TypeError(
+            f"Expected `extra_filters` to be a function, a list of functions or a mapping of them by name, got "
+            f"{type(extra_filters).__name__}."
+        )
+    named: dict[str, ExtraFilter] = {}
+    pairs = extra_filters.items() if isinstance(extra_filters, Mapping) else ((None, one) for one in extra_filters)
+    for given_name, extra_filter in pairs:
         if not callable(extra_filter):
             raise TypeError(
-                f"Expected `extra_filters` to be callables, got {type(extra_filter).__name__} under {name!r}. Pass "
-                "functions of (candidates, corpus)."
+                f"Expected `extra_filters` to be callables, got {type(extra_filter).__name__}. Pass functions of "
+                "(candidates, corpus)."
             )
-    return dict(extra_filters)
+        name = str(given_name or getattr(extra_filter, "__name__", type(extra_filter).__name__))
+        if name in RULES:
+            raise ValueError(
+                f"Expected a name for an extra filter that no rule of this package has, got {name!r}. Rename the "
+                "function, or pass a mapping: `extra_filters={'my_rule': function}`."
+            )
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{name.rsplit('#', 1)[0]}#{number}"
+        named[name] = extra_filter
+    return named
 
 
 def row_weights(dataset: Dataset) -> Ids:
-    """Return the rows' weights in millionths, int64 of shape ``(num_rows,)``: the column ``weight``, or 1 each.
+    """Return the rows' weights in whole millionths, int64 of shape ``(num_rows,)``: the column ``weight``, or 1 each.
 
     Raises:
         TypeError: If the column does not hold numbers.
@@ -153,10 +195,11 @@ def row_weights(dataset: Dataset) -> Ids:
         raise TypeError(
             "Expected the column 'weight' to hold numbers, got something else. Rename it if it is not the rows' weight."
         ) from None
-    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0)))
+    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0) & (numbers <= _MAX_WEIGHT)))
     if len(bad):
         raise ValueError(
-            f"Expected weights from 0 up in the column 'weight', got {weights[bad[0]]!r} in row {bad[0]}. Correct it."
+            f"Expected weights from 0 to a million in the column 'weight', got {weights[bad[0]]!r} in row {bad[0]}. "
+            "Correct it."
         )
     result: Ids = np.rint(numbers * WEIGHT_UNIT).astype(np.int64)
     return result

@@ -15,7 +15,7 @@ from st_hardneg.corpus import Corpus, TextColumn, check_text_column, number_text
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encodings, encode
 from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
-from st_hardneg.inputs import default_searcher, similarity_name
+from st_hardneg.inputs import checked_config, default_searcher, similarity_name
 from st_hardneg.mining import Mined, Recipe, mine_negatives
 from st_hardneg.pairs import Pairs, pair_up
 from st_hardneg.scoring import Embeddings, Scoring, encoded_texts
@@ -37,7 +37,8 @@ class HardNegativeMiner:
     Args:
         model: The model to search with. It is kept as it is; train it further and make a new miner.
         corpus: Texts to search: a list, or a Dataset with a column ``text``. None: those of ``positives``.
-        config: How to mine. ``shortfall="drop"`` leaves None in empty slots.
+        config: How to mine. ``shortfall="drop"`` leaves None in empty slots; if the first rows may have nothing else,
+            tell ``map`` the types: ``features=``.
         positives: Known positives of all rows: a Dataset of (anchor, positive) rows, or a ``HardNegativeDataset``.
         anchor_column_name: The anchor column of the batches and of ``positives``; the first one if None.
         positive_column_name: The positive column; the second one if None.
@@ -65,7 +66,7 @@ class HardNegativeMiner:
         positive_column_name: str | None = None,
         output_scores: bool = False,
     ) -> None:
-        self.config = config or MiningConfig()
+        self.config = checked_config(config)
         self.output_scores = output_scores
         self.model = model
         self._similarity = similarity_name(model)
@@ -117,6 +118,8 @@ class HardNegativeMiner:
             ValueError: If the batch lacks a column or has empty texts.
         """
         anchors, positives = self._texts_of(batch)
+        if not anchors:
+            return {**batch, **{f"negative_{slot + 1}": [] for slot in range(self.config.num_negatives)}}
         # The other positives of these anchors join the batch as rows of their own, and are left out of the result.
         others = [
             (anchor, positive)
@@ -143,6 +146,10 @@ class HardNegativeMiner:
             )
         anchor = self.anchor_column_name or names[0]
         positive = self.positive_column_name or names[1]
+        if any(isinstance(batch.get(name), str) for name in (anchor, positive)):
+            raise ValueError("Expected a batch of rows, got a single one. Call `dataset.map(miner, batched=True)`.")
+        if not len(batch[names[0]]):
+            return [], []
         rows = Dataset.from_dict({name: list(batch[name]) for name in (anchor, positive) if name in batch})
         check_text_column(rows, anchor, "anchor_column_name")
         check_text_column(rows, positive, "positive_column_name")

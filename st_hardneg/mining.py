@@ -25,6 +25,9 @@ from st_hardneg.scoring import Scoring
 from st_hardneg.search import Searcher, checked_search
 from st_hardneg.shortfall import Previous
 
+# Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
+_MAX_HITS = 500_000
+
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
@@ -125,7 +128,7 @@ def mine_negatives(
         )
         keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
         tally.count(candidates, masks, keep)
-        chunks.append(_choose(candidates, keep, plan, recipe))
+        chunks.append(_choose(candidates, keep, plan, recipe, pairs))
 
     negatives = plan.in_order(chunks)
     filled, origin = shortfall.fill(negatives, scoring, recipe.config, recipe.extra_filters, recipe.refresh, previous)
@@ -158,7 +161,7 @@ class SearchPlan:
         """Plan the search of all queries."""
         config = recipe.config
         reserved = pairs.num_positives if recipe.reserved is None else recipe.reserved
-        start, stop_without = config.window(0, rescored=rescored)
+        start, stop_without = config.window(0, rescored=rescored, filtered=bool(recipe.extra_filters))
         stop = np.full(pairs.num_queries, stop_without, dtype=np.int64)
         if config.range_max is None:
             stop += reserved
@@ -169,9 +172,16 @@ class SearchPlan:
 
     def chunks(self, size: int, show_progress_bar: bool) -> Iterator[Tensor]:
         """Yield the queries in order of search, int64 of shape ``(at most size,)`` each."""
-        starts = range(0, len(self.order), size)
-        for start in tqdm(starts, desc="Mining", unit="chunk", disable=not show_progress_bar):
-            yield torch.from_numpy(self.order[start : start + size])
+        with tqdm(total=len(self.order), desc="Mining", unit="query", disable=not show_progress_bar) as progress:
+            start = 0
+            while start < len(self.order):
+                stop = min(start + size, len(self.order))
+                # Depth grows along the order: a query with thousands of positives goes alone, not with 511 others.
+                hits = (self.depth + self.extra)[self.order[start:stop]] * np.arange(1, stop - start + 1)
+                stop = start + max(1, int(np.searchsorted(hits, _MAX_HITS, side="right")))
+                yield torch.from_numpy(self.order[start:stop])
+                progress.update(stop - start)
+                start = stop
 
     def in_order(self, chunks: list[Negatives]) -> Negatives:
         """Put the chunks together in the order of the queries."""
@@ -214,7 +224,7 @@ def _retrieve(
     )
 
 
-def _choose(candidates: Candidates, keep: Tensor, plan: SearchPlan, recipe: Recipe) -> Negatives:
+def _choose(candidates: Candidates, keep: Tensor, plan: SearchPlan, recipe: Recipe, pairs: Pairs) -> Negatives:
     config = recipe.config
     stop = torch.from_numpy(plan.stop)[candidates.query_ids]
     if config.rank_window == "raw":
@@ -223,7 +233,8 @@ def _choose(candidates: Candidates, keep: Tensor, plan: SearchPlan, recipe: Reci
         allowed = window_of_survivors(keep, plan.start, stop)
     noise = None
     if config.sampling_strategy != "top":
-        noise = uniform_noise(config.seed, recipe.refresh, candidates.query_ids, candidates.corpus_ids)
+        draw_keys = torch.from_numpy(pairs.draw_keys)[candidates.query_ids]
+        noise = uniform_noise(config.seed, recipe.refresh, draw_keys, candidates.corpus_ids)
     return candidates.at(choose(allowed, config.num_negatives, config.sampling_strategy, noise))
 
 
@@ -241,7 +252,9 @@ def require_any(mined: Mined) -> None:
 def _nothing_found(tally: Tally, scoring: Scoring) -> str:
     if not tally.num_candidates:
         return f"Expected candidates, got none in a corpus of {len(scoring.corpus)} texts. Give a larger corpus."
-    worst = max(tally.removed, key=lambda rule: tally.removed[rule])
+    loosened = [rule for rule in tally.removed if rule not in ("anchor", "positive") and tally.removed[rule]]
+    worst = max(loosened, key=lambda rule: tally.removed[rule], default=None)
+    advice = f"Loosen `{worst}` or give a larger corpus." if worst else "Give a larger corpus."
     counts = ", ".join(f"{rule} {count:,}" for rule, count in tally.removed.items() if count)
     if tally.num_kept:
         return (
@@ -251,5 +264,5 @@ def _nothing_found(tally: Tally, scoring: Scoring) -> str:
     return (
         f"Expected at least one negative, got none: of {tally.num_candidates:,} candidates for "
         f"{scoring.pairs.num_queries:,} queries, the filters removed all ({counts}). "
-        f"Loosen `{worst}` or give a larger corpus."
+        f"{advice}"
     )

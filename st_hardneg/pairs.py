@@ -101,6 +101,8 @@ class Pairs:
             identity, and the query's own text.
         own_identity: int64 of shape ``(num_queries,)``: the identity under which the query's own text is in the
             corpus, or -1.
+        draw_keys: int64 of shape ``(num_queries,)``: what stands for each query in random draws. It depends on the
+            query's text only, so that a draw is the same in whatever batch or order queries come.
     """
 
     anchors: TextColumn
@@ -112,6 +114,7 @@ class Pairs:
     own_positives: KnownPositives
     known: KnownPositives
     own_identity: Ids
+    draw_keys: Ids
 
     @property
     def num_rows(self) -> int:
@@ -148,6 +151,7 @@ def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives
     first_row: list[int] = []
     group: list[int] = []
     own: list[int] = []
+    draw_keys: list[int] = []
     row = 0
     for texts in anchors.batches():
         for text in texts:
@@ -157,6 +161,7 @@ def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives
                 first_row.append(row)
                 group.append(group_of_key.setdefault(key, len(group_of_key)))
                 own.append(numbered.first_with_key.get(key, -1))
+                draw_keys.append(int.from_bytes(key[:8], "little") >> 1)
             row_query[row] = query
             row += 1
 
@@ -178,6 +183,7 @@ def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives
         KnownPositives(by_id, own_keys),
         _known_positives(shared, own_identity, numbered.corpus),
         own_identity,
+        np.asarray(draw_keys, dtype=np.int64),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Candidates, Negatives
+from st_hardneg.candidates import Negatives
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
 from st_hardneg.filters import ExtraFilter, keep_masks
@@ -56,71 +56,68 @@ def fill(
     Raises:
         MiningError: If slots stay empty and ``config.shortfall`` is ``"error"``.
     """
+    names = ("corpus_ids", "scores", "similarities", "ranks")
+    filled = Negatives(*(getattr(negatives, name).clone() for name in names))
     origin = torch.where(negatives.is_present, MINED, EMPTY).to(torch.int8)
-    lacking = _lacking(negatives)
-    if previous is not None and len(lacking):
-        kept = scoring.candidates(lacking, previous.corpus_ids[lacking])
-        passing = _passing(kept, scoring, config, extra_filters)
-        negatives, origin = _put(negatives, origin, lacking, passing, CARRIED_OVER)
-    if config.shortfall == "random":
-        for attempt in range(_ROUNDS):
-            lacking = _lacking(negatives)
-            if not len(lacking):
-                break
-            drawn = _draw(lacking, scoring, config, refresh, attempt)
-            passing = _passing(scoring.candidates(lacking, drawn), scoring, config, extra_filters)
-            negatives, origin = _put(negatives, origin, lacking, passing, RANDOM)
-    elif config.shortfall == "repeat":
-        negatives, origin = _repeat(negatives, origin)
-    if previous is not None:
-        lacking = _lacking(negatives)
-        lacking = lacking[previous.must_fill[lacking]]
-        kept = scoring.candidates(lacking, previous.corpus_ids[lacking])
-        negatives, origin = _put(negatives, origin, lacking, _as_they_are(kept), LAST_RESORT)
-    if config.shortfall == "error" and len(lacking := _lacking(negatives)):
-        empty = int((~negatives.is_present).sum())
+    for query_ids in _lacking(negatives).split(config.query_chunk_size):
+        some, how = _fill_some(filled.of(query_ids), query_ids, scoring, config, extra_filters, refresh, previous)
+        origin[query_ids] = torch.where(origin[query_ids] == EMPTY, how, origin[query_ids])
+        for name in names:
+            getattr(filled, name)[query_ids] = getattr(some, name)
+    if config.shortfall == "error" and len(lacking := _lacking(filled)):
+        empty = int((~filled.is_present).sum())
         example = scoring.pairs.anchors.take(scoring.pairs.first_row[lacking[:1].numpy()])[0]
         raise MiningError(
             f'Expected `num_negatives={config.num_negatives}` negatives for every query (`shortfall="error"`), got '
             f"too few for {len(lacking):,} of {scoring.pairs.num_queries:,} queries ({empty:,} empty slots), such as "
             f"{example[:60]!r}. Raise `range_max`, loosen a filter, or choose another `shortfall`."
         )
-    return negatives, origin
+    return filled, origin
+
+
+def _fill_some(
+    negatives: Negatives,
+    query_ids: Tensor,
+    scoring: Scoring,
+    config: MiningConfig,
+    extra_filters: Mapping[str, ExtraFilter] | None,
+    refresh: int,
+    previous: Previous | None,
+) -> tuple[Negatives, Tensor]:
+    """Fill the slots of some queries; return them and how each slot that was empty was filled, int8."""
+    how = torch.zeros(negatives.corpus_ids.shape, dtype=torch.int8)
+
+    def passing(corpus_ids: Tensor) -> Negatives:
+        candidates = scoring.candidates(query_ids, corpus_ids)
+        masks = keep_masks(candidates, scoring.pairs, scoring.corpus, config, extra_filters)
+        keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
+        return candidates.at(torch.arange(keep.shape[1]).expand(keep.shape).masked_fill(~keep, -1))
+
+    def note(filled: Negatives, origin: int) -> Negatives:
+        how[filled.is_present & ~negatives.is_present & (how == EMPTY)] = origin
+        return filled
+
+    result = negatives
+    if previous is not None:
+        result = note(result.filled_with(passing(previous.corpus_ids[query_ids])), CARRIED_OVER)
+    if config.shortfall == "random":
+        for attempt in range(_ROUNDS):
+            if bool(result.is_present.all()):
+                break
+            drawn = passing(_draw(query_ids, scoring, config, refresh, attempt))
+            result = note(result.filled_with(drawn), RANDOM)
+    elif config.shortfall == "repeat":
+        result = note(_repeated(result), REPEATED)
+    if previous is not None:
+        needed = previous.must_fill[query_ids][:, None]
+        earlier = scoring.candidates(query_ids, previous.corpus_ids[query_ids].masked_fill(~needed, -1))
+        as_they_are = torch.arange(earlier.corpus_ids.shape[1]).expand(earlier.corpus_ids.shape)
+        result = note(result.filled_with(earlier.at(as_they_are)), LAST_RESORT)
+    return result, how
 
 
 def _lacking(negatives: Negatives) -> Tensor:
     return (~negatives.is_present).any(dim=1).nonzero().flatten()
-
-
-def _as_they_are(candidates: Candidates) -> Negatives:
-    return Negatives(candidates.corpus_ids, candidates.scores, candidates.similarities, candidates.ranks)
-
-
-def _passing(
-    candidates: Candidates,
-    scoring: Scoring,
-    config: MiningConfig,
-    extra_filters: Mapping[str, ExtraFilter] | None,
-) -> Negatives:
-    masks = keep_masks(candidates, scoring.pairs, scoring.corpus, config, extra_filters)
-    keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
-    places = torch.arange(keep.shape[1]).expand(keep.shape).masked_fill(~keep, -1)
-    return candidates.at(places)
-
-
-def _put(
-    negatives: Negatives, origin: Tensor, query_ids: Tensor, others: Negatives, how: int
-) -> tuple[Negatives, Tensor]:
-    names = ("corpus_ids", "scores", "similarities", "ranks")
-    some = Negatives(*(getattr(negatives, name)[query_ids] for name in names)).filled_with(others)
-    merged = []
-    for name in names:
-        values = getattr(negatives, name).clone()
-        values[query_ids] = getattr(some, name)
-        merged.append(values)
-    result = Negatives(*merged)
-    newly = result.is_present & (origin == EMPTY)
-    return result, origin.masked_fill(newly, how)
 
 
 def _draw(query_ids: Tensor, scoring: Scoring, config: MiningConfig, refresh: int, attempt: int) -> Tensor:
@@ -128,16 +125,13 @@ def _draw(query_ids: Tensor, scoring: Scoring, config: MiningConfig, refresh: in
     width = config.num_negatives * _DRAWS_PER_SLOT
     # A counter stands in for the candidate: which text is drawn is what the noise decides here.
     counter = (-1 - attempt * width - torch.arange(width)).expand(len(query_ids), width)
-    noise = uniform_noise(config.seed, refresh, query_ids, counter)
+    draw_keys = torch.from_numpy(scoring.pairs.draw_keys)[query_ids]
+    noise = uniform_noise(config.seed, refresh, draw_keys, counter)
     return searched[(noise * len(searched)).long()]
 
 
-def _repeat(negatives: Negatives, origin: Tensor) -> tuple[Negatives, Tensor]:
+def _repeated(negatives: Negatives) -> Negatives:
+    """Fill empty slots with the query's own negatives, in turn."""
     count = negatives.is_present.sum(dim=1, keepdim=True)
     slot = torch.arange(negatives.corpus_ids.shape[1]).expand(negatives.corpus_ids.shape)
-    place = slot % count.clamp(min=1)
-    repeated = Negatives(
-        *(getattr(negatives, name).gather(1, place) for name in ("corpus_ids", "scores", "similarities", "ranks"))
-    )
-    newly = repeated.is_present & (origin == EMPTY)
-    return repeated, origin.masked_fill(newly, REPEATED)
+    return negatives.at(torch.where(count > 0, slot % count.clamp(min=1), -1))

@@ -54,7 +54,9 @@ def save(path: str, state: SavedState) -> None:
     Raises:
         FileExistsError: If the folder holds something else than an earlier save.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
+    if os.path.isfile(path):
+        raise FileExistsError(f"Expected {path!r} to be a folder, got a file. Choose another path.")
     if os.path.exists(path) and os.listdir(path) and not os.path.exists(os.path.join(path, _STATE_FILE)):
         raise FileExistsError(
             f"Expected {path!r} to be a new folder or an earlier save, got a folder with other content. Choose "
@@ -79,9 +81,15 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
         if os.path.exists(path):
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
             retired = tempfile.mkdtemp(prefix=f"{name}.old-", dir=parent)
-            os.replace(path, os.path.join(retired, "save"))
-            os.replace(partial, path)
-            shutil.rmtree(retired)
+            earlier = os.path.join(retired, "save")
+            os.replace(path, earlier)
+            try:
+                os.replace(partial, path)
+            except BaseException:
+                os.replace(earlier, path)
+                raise
+            finally:
+                shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(partial, path)
     except BaseException:

@@ -18,6 +18,8 @@ from st_hardneg.corpus import Ids, TextColumn
 from st_hardneg.table import NegativeTable
 
 LABEL_COLUMN = "label"
+# Row numbers are stored above this, so that no number of a user's own column is mistaken for one.
+_FIRST_ROW = 1 << 61
 WEIGHT_UNIT = 1_000_000
 """Weights stand in labels as whole millionths: a float among ids would turn all of them into floats."""
 
@@ -84,21 +86,18 @@ class LiveView:
         Raises:
             ValueError: If a column of the view was renamed.
         """
-        numbered = next((v for name, v in batch.items() if self._is_ours(name) and _is_numbers(v)), None)
-        if numbered is None:
-            return {name: list(values) for name, values in batch.items()}
-        texts = self.resolve(np.asarray(numbered, dtype=np.int64), [n for n in batch if self._is_ours(n)])
-        resolved: dict[str, list[Any]] = {}
-        for name, values in batch.items():
-            if name in texts and _is_numbers(values):
-                resolved[name] = texts[name]
-            elif name not in texts and values == numbered:
+        numbered = {name: values for name, values in batch.items() if _are_rows(values)}
+        for name in numbered:
+            if not self._is_ours(name) or not isinstance(numbered[name][0], int):
                 raise ValueError(
-                    f"Expected the columns of a live view, {self.column_names}, got {name!r}, which is one of them "
-                    "renamed. Rename columns before the dataset is wrapped, or take a frozen copy with `to_dataset()`."
+                    f"Expected the columns of a live view, {self.column_names}, as they were made, got {name!r} renamed "
+                    "or cast. Rename or cast columns before the dataset is wrapped, or take a frozen copy with "
+                    "`to_dataset()`."
                 )
-            else:
-                resolved[name] = list(values)
+        resolved = {name: list(values) for name, values in batch.items()}
+        if numbered:
+            rows = np.asarray(next(iter(numbered.values())), dtype=np.int64) - _FIRST_ROW
+            resolved.update(self.resolve(rows, list(numbered)))
         return resolved
 
     def serve_previous(self, batches: int) -> None:
@@ -153,11 +152,11 @@ class LiveView:
         return name in (self.anchor_name, self.positive_name, LABEL_COLUMN) or name in self.negative_names
 
     def dataset(self, rows: Ids, template: Dataset, *, with_ids: bool) -> Dataset:
-        """Return the live ``datasets.Dataset`` of these rows of the wrapped dataset.
+        """Return the live ``datasets.Dataset`` of these rows, int64, of the wrapped dataset.
 
         Its table is in memory, so ``map`` never finds an old cache file for it.
         """
-        numbers = pa.array(rows, type=pa.int64())
+        numbers = pa.array(rows + _FIRST_ROW, type=pa.int64())
         names = [*self.column_names, LABEL_COLUMN] if with_ids else self.column_names
         info = template.info.copy()
         info.features = None
@@ -191,11 +190,13 @@ class LiveDataset(Dataset):
         names = list(self._data.column_names)
         if not isinstance(view, LiveView) or self._format_columns is not None or not all(map(view._is_ours, names)):
             return super().__getitems__(keys)
-        rows = np.asarray(keys, dtype=np.int64)
-        for column in ([] if self._indices is None else [self._indices.column(0)]) + [self._data.column(0)]:
-            if column.num_chunks != 1 or column.type not in (pa.int64(), pa.uint64()):
-                return super().__getitems__(keys)
-            rows = column.chunk(0).to_numpy()[rows].astype(np.int64)
+        places = np.asarray(keys, dtype=np.int64)
+        if self._indices is not None:
+            places = self._indices.column(0).to_numpy()[places].astype(np.int64)
+        numbered = [_numbers_at(self._data.column(name), places) for name in names]
+        rows = numbered[0]
+        if rows is None or not all(other is not None and np.array_equal(other, rows) for other in numbered):
+            return super().__getitems__(keys)
         columns = view.resolve(rows, names)
         return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -207,8 +208,22 @@ def _save_live_view(pickler: Any, view: LiveView) -> None:
     pickler.save_reduce(str, (f"{__name__}.LiveView({view.fingerprint()})",), obj=view)
 
 
-def _is_numbers(values: Any) -> bool:
-    return bool(values) and isinstance(values[0], int)
+def _are_rows(values: Any) -> bool:
+    """Tell whether these are row numbers of a view, also if they were cast to strings or floats."""
+    if not len(values):
+        return False
+    first = values[0]
+    if isinstance(first, str):
+        return len(first) == len(str(_FIRST_ROW)) and first.isdecimal() and int(first) >= _FIRST_ROW
+    return isinstance(first, (int, float)) and _FIRST_ROW <= first < 2 * _FIRST_ROW
+
+
+def _numbers_at(column: pa.ChunkedArray, places: Ids) -> Ids | None:
+    """Return the rows that stand at these places of a column, or None if it holds something else."""
+    if column.num_chunks != 1 or column.type != pa.int64() or column.null_count:
+        return None
+    rows: Ids = column.chunk(0).to_numpy()[places] - _FIRST_ROW
+    return rows if rows.min(initial=0) >= 0 else None
 
 
 def live_views(dataset: Any) -> Iterator[tuple[str | None, LiveView]]:
@@ -221,5 +236,11 @@ def live_views(dataset: Any) -> Iterator[tuple[str | None, LiveView]]:
         while isinstance(transform, partial):
             name = transform.keywords.get("dataset_name", name)
             transform = transform.keywords.get("transform")
-        if isinstance(transform, LiveView):
+        if isinstance(transform, LiveView) and _shows_negatives(part, transform):
             yield name, transform
+
+
+def _shows_negatives(dataset: Dataset, view: LiveView) -> bool:
+    """Tell whether a dataset still has the view's negatives: `map` may have rewritten them, or they were dropped."""
+    columns = [dataset.data.column(name) for name in dataset.column_names if name in view.negative_names]
+    return bool(columns) and all(column.type == pa.int64() for column in columns)

@@ -383,3 +383,25 @@ def test_bad_arguments(arguments, error, message):
     """Arguments out of range are refused when the callback is made."""
     with pytest.raises(error, match=message):
         MiningCallback(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda view: view.map(lambda row: {name: text.lower() for name, text in row.items()}),
+        lambda view: view.select_columns(["anchor", "positive"]),
+    ],
+)
+def test_a_view_without_live_negatives_is_refused(model, tmp_path, change):
+    """If `map` froze the negatives, or they were dropped, a refresh would change nothing: it does not start."""
+    hard_negatives = make_negatives()
+    hard_negatives.mine(model, show_progress_bar=False)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path),
+        train_dataset=change(hard_negatives.as_dataset()),
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=[MiningCallback(hard_negatives)],
+    )
+    with pytest.raises(ValueError, match="a refresh would change nothing"):
+        trainer.train()

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, NotMinedError
+from st_hardneg.search import ExactSearcher
 from tests.conftest import WORDS, random_texts, whole, word_model
 
 
@@ -156,7 +157,7 @@ def test_weights_come_from_the_column_of_that_name(bag_of_words, word_pairs):
 def test_a_renamed_column_is_an_error_that_says_what_to_do(mined):
     """The view cannot know what a renamed column was."""
     view = mined.as_dataset().rename_column("anchor", "query")
-    with pytest.raises(ValueError, match="Rename columns before the dataset is wrapped"):
+    with pytest.raises(ValueError, match="Rename or cast columns before the dataset is wrapped"):
         view[0]
 
 
@@ -174,18 +175,6 @@ def test_a_pickled_view_reads_without_its_owner(mined):
     other = pickle.loads(pickle.dumps(transform))
     assert other.owner is None and transform.owner is mined
     assert other({"negative_1": [0, 5]}) == transform({"negative_1": [0, 5]})
-
-
-def test_incomplete_rows_are_left_out_of_a_view_for_good(protractor):
-    """Which rows a view has is settled by the first call, and later calls have the same."""
-    pairs = Dataset.from_dict({"anchor": ["q 0°", "r 180°"], "positive": ["p 10°", "s 170°"]})
-    config = MiningConfig(num_negatives=2, absolute_margin=0.0, range_max=3)
-    hard_negatives = HardNegativeDataset(pairs, ["a 20°", "b 30°", "c 40°", "d 50°"], config)
-    hard_negatives.mine(protractor, show_progress_bar=False)
-    view = hard_negatives.as_dataset()
-    rows = view["anchor"][:]
-    hard_negatives.mine(protractor, show_progress_bar=False)
-    assert hard_negatives.as_dataset()["anchor"][:] == rows
 
 
 # --- what a refresh does with slots that it cannot fill ---------------------------------------------------------------
@@ -459,11 +448,11 @@ PAIRS = {"query": ["a", "b"], "answer": ["c", "d"]}
             {**PAIRS, "weight": [1.0, -1.0]},
             {},
             ValueError,
-            "Expected weights from 0 up in the column 'weight', got -1.0 in row 1. Correct it.",
+            "Expected weights from 0 to a million in the column 'weight', got -1.0 in row 1. Correct it.",
         ),
         (
             PAIRS,
-            {"searcher": object(), "config": MiningConfig(use_faiss=True)},
+            {"searcher": ExactSearcher(), "config": MiningConfig(use_faiss=True)},
             ValueError,
             "Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.",
         ),
@@ -545,3 +534,119 @@ def test_negative_ids_are_copies(mined):
     ids = mined.negative_ids
     ids[:] = -5
     assert (mined.negative_ids != -5).all() and mined.negative_ids.dtype == np.int64
+
+
+# --- found by people who tried to break it ----------------------------------------------------------------------------
+
+
+def test_an_extra_filter_cannot_take_the_place_of_a_rule(word_pairs):
+    """A filter named like a rule would switch it off; two filters of one name are both kept."""
+
+    def positive(candidates, corpus):
+        return candidates.corpus_ids >= 0
+
+    with pytest.raises(ValueError, match="that no rule of this package has, got 'positive'"):
+        HardNegativeDataset(word_pairs, extra_filters=positive)
+    same = [lambda c, _: c.corpus_ids % 2 == 0, lambda c, _: c.corpus_ids % 3 == 0]
+    assert list(HardNegativeDataset(word_pairs, extra_filters=same).extra_filters) == ["<lambda>", "<lambda>#2"]
+    with pytest.raises(TypeError, match="Expected `extra_filters` to be a function, a list"):
+        HardNegativeDataset(word_pairs, extra_filters=5)
+
+
+def test_columns_of_one_s_own_beside_a_view_stay_what_they_are(mined):
+    """Numbers that happen to equal row numbers, and a label of one's own, are neither resolved nor refused."""
+    view = mined.as_dataset().add_column("label", [1] * 48).add_column("score", list(range(48)))
+    assert [view[7][name] for name in ("label", "score")] == [1, 7]
+    assert view.__getitems__([3, 3]) == [view[3]] * 2
+    assert mined.as_dataset().map(lambda row, i: {"idx": i}, with_indices=True)[0]["idx"] == 0
+
+
+def test_a_cast_column_is_an_error(mined):
+    """Row numbers never pass for texts."""
+    from datasets import Value
+
+    with pytest.raises(ValueError, match="got 'anchor' renamed or cast"):
+        mined.as_dataset().cast_column("anchor", Value("string"))[3]
+
+
+@pytest.mark.parametrize("name", ["negative", "negative_1", "label", "scores"])
+def test_names_that_the_output_needs_are_refused(name):
+    """A column that would be overwritten is refused before anything is mined."""
+    with pytest.raises(ValueError, match=f"Expected another name than '{name}' for the column of positives"):
+        HardNegativeDataset(Dataset.from_dict({"anchor": ["a"], name: ["b"]}))
+
+
+def test_copies_and_pickles_have_views_of_their_own(mined):
+    """Mining a copy changes nothing for the original, and the other way round."""
+    view = mined.as_dataset()
+    for copied in (copy.deepcopy(mined), pickle.loads(pickle.dumps(mined))):
+        before = view[:]
+        copied.mine(other_model(3), show_progress_bar=False)
+        assert view[:] == before and (copied.negative_ids != mined.negative_ids).any()
+        assert copied.as_dataset()[:] != before
+
+
+def test_a_mining_of_another_dataset_is_refused(mined, bag_of_words, word_pairs):
+    """Its shape gives it away."""
+    other = HardNegativeDataset(word_pairs.select(range(20)), config=MiningConfig(num_negatives=3))
+    with pytest.raises(MiningError, match=r"Expected negatives of shape \(48, 3\), got \(20, 3\)"):
+        mined.apply_mining(other.compute_mining(bag_of_words, show_progress_bar=False))
+
+
+def test_a_save_that_fails_half_way_leaves_the_earlier_one(mined, tmp_path, monkeypatch):
+    """Also if the very last renaming fails."""
+    mined.save_to_disk(tmp_path / "saved")
+    real, calls = os.replace, []
+
+    def failing(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("simulated")
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", failing)
+        with pytest.raises(OSError, match="simulated"):
+            mined.save_to_disk(tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path)) == ["saved"]
+    HardNegativeDataset.load_from_disk(tmp_path / "saved")
+
+
+def test_other_columns_keep_their_types(bag_of_words, word_pairs):
+    """`keep_columns` brings features along, not only values."""
+    from datasets import ClassLabel
+
+    typed = word_pairs.add_column("kind", [0, 1] * 24).cast_column("kind", ClassLabel(names=["a", "b"]))
+    hard_negatives = HardNegativeDataset(typed, config=MiningConfig(num_negatives=1))
+    hard_negatives.mine(bag_of_words, show_progress_bar=False)
+    assert isinstance(hard_negatives.to_dataset(keep_columns=True).features["kind"], ClassLabel)
+
+
+def test_incomplete_rows_are_counted_and_left_out(protractor):
+    """A row that lacks negatives is not in the view, and is in labelled outputs with what there is."""
+    pairs = Dataset.from_dict({"anchor": ["q 0°", "r 180°"], "positive": ["p 10°", "s 60°"]})
+    config = MiningConfig(num_negatives=3, absolute_margin=0.0, range_max=10)
+    hard_negatives = HardNegativeDataset(pairs, ["a 20°", "b 100°"], config)
+    hard_negatives.mine(protractor, show_progress_bar=False)
+    # From 180°, the positive at 60° scores -0.5: b at 100° scores more, and p and a are left.
+    assert hard_negatives.report.num_incomplete_rows == 1
+    assert hard_negatives.as_dataset()["anchor"][:] == ["q 0°"]
+    assert len(hard_negatives.to_dataset("n-tuple")) == 1 and len(hard_negatives.to_dataset("triplet")) == 5
+    hard_negatives.mine(protractor, show_progress_bar=False)
+    assert hard_negatives.as_dataset()["anchor"][:] == ["q 0°"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"searcher": object()}, TypeError, "Expected `searcher` to have the methods `index` and `search`"),
+        ({"cross_encoder": "x"}, TypeError, "Expected `cross_encoder` to be a CrossEncoder, got str"),
+        ({"anchor_column_name": 3}, TypeError, "Expected `anchor_column_name` to be a string, got int"),
+        ({"config": {"num_negatives": 2}}, TypeError, "Expected `config` to be a MiningConfig, got dict"),
+        ({"corpus": ["a", "b\ud800"]}, ValueError, "got a lone surrogate at position 1"),
+    ],
+)
+def test_more_bad_input(word_pairs, options, error, message):
+    """Each is named when the dataset is made."""
+    with pytest.raises(error, match=message):
+        HardNegativeDataset(word_pairs, **options)

@@ -99,3 +99,29 @@ def test_bad_input(bag_of_words, word_pairs):
         HardNegativeMiner(bag_of_words, CORPUS)({"anchor": ["a"]})
     with pytest.raises(ValueError, match="got None or an empty text in 1 row: 1"):
         HardNegativeMiner(bag_of_words, CORPUS)({"anchor": ["a", ""], "positive": ["b", "c"]})
+
+
+def test_a_draw_is_the_same_whatever_the_batch_size(bag_of_words, word_pairs):
+    """Random draws depend on the anchor's text, not on its place in a batch; they equal the dataset's."""
+    for options in ({"sampling_strategy": "random", "range_max": 30}, {"shortfall": "random", "min_score": 0.3}):
+        config = MiningConfig(num_negatives=2, **options)
+        miner = HardNegativeMiner(bag_of_words, CORPUS, config, positives=word_pairs)
+        drawn = [word_pairs.map(miner, batched=True, batch_size=size).to_list() for size in (1, 7, 100)]
+        assert drawn[0] == drawn[1] == drawn[2]
+        whole = HardNegativeDataset(word_pairs, CORPUS, config)
+        whole.mine(bag_of_words, show_progress_bar=False)
+        assert [row["negative_1"] for row in drawn[0]] == whole.corpus.texts.take(whole.negative_ids[:, 0])
+
+
+def test_without_batched_it_says_so(bag_of_words, word_pairs):
+    """A single row is refused, not mined letter by letter; an empty batch is an empty result."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS)
+    with pytest.raises(ValueError, match=r"Call `dataset.map\(miner, batched=True\)`"):
+        word_pairs.map(miner)
+    assert miner({"anchor": [], "positive": []}) == {
+        "anchor": [],
+        "positive": [],
+        "negative_1": [],
+        "negative_2": [],
+        "negative_3": [],
+    }

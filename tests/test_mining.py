@@ -211,7 +211,7 @@ def test_extra_filters_are_masks(protractor):
 
 def test_an_extra_filter_of_the_wrong_shape_is_refused(protractor):
     """The error says which shape a mask has to have."""
-    with pytest.raises(ValueError, match=r"extra filter 'broken' to return a boolean tensor of shape \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"extra filter 'broken' to return a boolean tensor of shape \(1, 8\)"):
         mine(protractor, filters={"broken": lambda candidates, corpus: torch.ones(3, dtype=torch.bool)})
 
 

@@ -6,11 +6,15 @@ import csv
 import gzip
 import io
 import json
+import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 BeirTable: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Dataset
 """A path to a ``.jsonl`` or ``.tsv`` file (also ``.gz``), a list of dictionaries, or a Dataset."""
@@ -37,28 +41,19 @@ def read_beir(
     Raises:
         ValueError: If a column is missing, an id occurs twice, or a judgement names an unknown id.
     """
-    texts: dict[str, str] = {}
-    documents: list[dict[str, Any]] = []
-    for row in _rows(corpus, "corpus"):
-        title, body = str(row.get("title") or "").strip(), str(_get(row, "text", "corpus") or "").strip()
-        text = title_separator.join(part for part in (title, body) if part)
-        documents.append({**row, "_id": _new_id(row, texts, "corpus"), "text": text})
-        texts[documents[-1]["_id"]] = text
-    anchors: dict[str, str] = {}
-    for row in _rows(queries, "queries"):
-        anchors[_new_id(row, anchors, "queries")] = str(_get(row, "text", "queries"))
-
+    texts, documents = _documents(corpus, title_separator)
+    anchors = _queries(queries)
     pairs: dict[str, list[Any]] = {name: [] for name in ("anchor", "positive", "query-id", "corpus-id", "score")}
     for row in _rows(qrels, "qrels"):
         query_id, corpus_id = str(_get(row, "query-id", "qrels")), str(_get(row, "corpus-id", "qrels"))
-        score = float(row.get("score", 1))
+        score = _score(row)
         if score <= 0:
             continue
         for name, known, wanted in (("query", anchors, query_id), ("corpus", texts, corpus_id)):
-            if wanted not in known:
+            if not known.get(wanted):
                 raise ValueError(
                     f"Expected every judgement in `qrels` to name known ids, got the {name} id {wanted!r}, which is "
-                    "not among them. Pass the tables of one data set, complete."
+                    "not among them or has no text. Pass the tables of one data set, complete."
                 )
         for name, value in zip(pairs, (anchors[query_id], texts[corpus_id], query_id, corpus_id, score), strict=True):
             pairs[name].append(value)
@@ -67,6 +62,47 @@ def read_beir(
     highest = max(pairs["score"])
     pairs["weight"] = [score / highest for score in pairs["score"]]
     return Dataset.from_dict(pairs), Dataset.from_list(documents)
+
+
+def _documents(corpus: BeirTable, title_separator: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Return every document's text by id, and the rows of those that have one."""
+    texts: dict[str, str] = {}
+    documents: list[dict[str, Any]] = []
+    for row in _rows(corpus, "corpus"):
+        title, body = str(row.get("title") or "").strip(), str(_get(row, "text", "corpus") or "").strip()
+        text = title_separator.join(part for part in (title, body) if part)
+        identifier = _new_id(row, texts, "corpus")
+        texts[identifier] = text
+        if text:
+            documents.append({**row, "_id": identifier, "text": text})
+    if empty := [identifier for identifier, text in texts.items() if not text]:
+        logger.warning(f"{len(empty):,} documents without title and text are left out, such as {empty[0]!r}.")
+    return texts, documents
+
+
+def _queries(queries: BeirTable) -> dict[str, str]:
+    """Return every query's text by id."""
+    anchors: dict[str, str] = {}
+    for row in _rows(queries, "queries"):
+        identifier, text = _new_id(row, anchors, "queries"), _get(row, "text", "queries")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"Expected `queries` to have a text for every query, got {text!r} for the id {identifier!r}. Remove the "
+                "query and its judgements."
+            )
+        anchors[identifier] = text
+    return anchors
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    given = row.get("score", 1)
+    try:
+        score = float(given)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"Expected numbers as scores in `qrels`, got {given!r} in {dict(row)!r}. Correct the row.")
+    return score
 
 
 def _rows(table: BeirTable, name: str) -> Iterator[Mapping[str, Any]]:
@@ -88,7 +124,7 @@ def _rows(table: BeirTable, name: str) -> Iterator[Mapping[str, Any]]:
 
 def _read(path: str) -> Iterator[Mapping[str, Any]]:
     raw = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-    with raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as lines:
+    with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
         stem = path.removesuffix(".gz")
         if stem.endswith(".tsv"):
             yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -96,11 +132,15 @@ def _read(path: str) -> Iterator[Mapping[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, RecursionError):
+                    row = None
+                if not isinstance(row, dict):
                     raise ValueError(
-                        f"Expected one JSON object per line in {path!r}, got something else in line {number} ({error})."
-                    ) from None
+                        f"Expected one JSON object per line in {path!r}, got something else in line {number}. Correct "
+                        "the file."
+                    )
+                yield row
 
 
 def _get(row: Mapping[str, Any], column: str, name: str) -> Any:

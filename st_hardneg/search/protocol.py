@@ -64,4 +64,10 @@ def checked_search(searcher: Searcher, query_embeddings: Tensor, k: int, num_cor
     by_id = ids.masked_fill(ids < 0, num_corpus).argsort(dim=1, stable=True)
     by_score = scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True)
     order = by_id.gather(1, by_score)
-    return ids.gather(1, order), scores.gather(1, order)
+    ids, scores = ids.gather(1, order), scores.gather(1, order)
+    in_order = ids.sort(dim=1, stable=True)
+    repeats = torch.zeros_like(ids, dtype=torch.bool)
+    repeats[:, 1:] = (in_order.values[:, 1:] == in_order.values[:, :-1]) & (in_order.values[:, 1:] >= 0)
+    # A text that a searcher returns twice counts at its better place.
+    again = torch.zeros_like(repeats).scatter_(1, in_order.indices, repeats)
+    return ids.masked_fill(again, -1), scores.masked_fill(again, -torch.inf)
