@@ -109,8 +109,9 @@ class HardNegativeDataset:
             raise ValueError("Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.")
         self.cross_encoder = cross_encoder
         self.extra_filters = named_filters(extra_filters)
-        self._custom_searcher = searcher is not None
-        self._searcher: Searcher = searcher if searcher is not None else default_searcher(self.config)
+        self._searcher = searcher
+        if searcher is None:
+            default_searcher(self.config)  # a missing extra is an error now, not after the encoding
 
         self._dataset = dataset
         self._row_weight = row_weights(dataset)
@@ -286,11 +287,13 @@ class HardNegativeDataset:
             with_positive_similarity=self.config.max_positive_similarity is not None,
         )
         encoded = time.perf_counter()
-        self._searcher.index(scoring.embeddings.corpus[: len(self._corpus.searched)], similarity)
+        # A searcher holds the embeddings: one of our own is made for each mining, and gone after it.
+        searcher = self._searcher if self._searcher is not None else default_searcher(self.config)
+        searcher.index(scoring.embeddings.corpus[: len(self._corpus.searched)], similarity)
         indexed = time.perf_counter()
         recipe = Recipe(self.config, self.extra_filters, refresh=self._num_minings)
         mined = mine_negatives(
-            scoring, self._searcher, recipe, previous=self._previous(), show_progress_bar=show_progress_bar
+            scoring, searcher, recipe, previous=self._previous(), show_progress_bar=show_progress_bar
         )
         require_any(mined)
         search = indexed - encoded + mined.search_seconds
@@ -458,7 +461,7 @@ class HardNegativeDataset:
         Columns are anchor and positive under their own names, then ``negative_1`` to ``negative_n``. Rows can be
         selected, shuffled, split and filtered, and stay live; for a copy that does not change, and to write to disk or
         to the Hub, use :meth:`to_dataset`. Rows with an empty slot are left out; which ones is settled by the first
-        call.
+        call. A part that is split off for evaluation moves with the refreshes, too: evaluate on ``to_dataset()``.
 
         Args:
             with_ids: Add a column ``label`` of int64: row, query, positive, weight in millionths, negatives. Sentence
@@ -575,7 +578,7 @@ class HardNegativeDataset:
 
     def _needs(self) -> list[str]:
         needs = ["cross_encoder"] if self.cross_encoder is not None else []
-        needs += ["searcher"] if self._custom_searcher else []
+        needs += ["searcher"] if self._searcher is not None else []
         return needs + [f"extra_filters[{name!r}]" for name in self.extra_filters]
 
     @classmethod

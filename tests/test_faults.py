@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, MiningError
+from st_hardneg.search import ExactSearcher
 from tests.test_resume import make_args, make_model, make_negatives
 
 
@@ -92,7 +93,7 @@ def test_weights_that_diverged_end_the_training_with_the_texts_named(tmp_path):
     assert (hard_negatives.negative_ids == before).all()
 
 
-def test_an_interrupt_in_the_middle_of_a_refresh_leaves_everything_as_it_was():
+def test_an_interrupt_in_the_middle_of_a_refresh_leaves_everything_as_it_was(monkeypatch):
     """Ctrl-C while searching: negatives, report and live view are those of before, and mining works again."""
     model = make_model()
     hard_negatives = make_negatives(model)
@@ -102,11 +103,10 @@ def test_an_interrupt_in_the_middle_of_a_refresh_leaves_everything_as_it_was():
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    searcher = hard_negatives._searcher
-    searcher.search, original = interrupted, searcher.search
-    with pytest.raises(KeyboardInterrupt):
-        hard_negatives.mine(make_model(1), show_progress_bar=False)
-    searcher.search = original
+    with monkeypatch.context() as patched:
+        patched.setattr(ExactSearcher, "search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hard_negatives.mine(make_model(1), show_progress_bar=False)
     assert (hard_negatives.negative_ids == before).all() and hard_negatives.report is report and view[:] == rows
     hard_negatives.mine(make_model(1), show_progress_bar=False)
     assert (hard_negatives.negative_ids != before).any()
