@@ -210,7 +210,10 @@ def mining_from(
         raise damaged(path, "there are unknown sources")
     try:
         positive_scores = negatives.data.column("positive_scores").to_numpy().astype(np.float32)
-        live_rows = np.flatnonzero(negatives.data.column("is_live").to_numpy().astype(bool))
+        is_live = negatives.data.column("is_live")
+        if is_live.type != pa.bool_() or is_live.null_count or np.isnan(positive_scores).any():
+            raise ValueError("is_live or positive_scores")
+        live_rows = np.flatnonzero(is_live.to_numpy())
         found = MiningReport(**report)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise damaged(path, f"the report or a column is not what was written ({error})") from None

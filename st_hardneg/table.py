@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import tempfile
+import weakref
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from st_hardneg.corpus import Ids
+
+logger = logging.getLogger(__name__)
+
+
+class SharedArray:
+    """Memory that all workers of a dataloader share: shared memory, or a mapped file where that is too small.
+
+    Containers often have a /dev/shm of 64 MB. The file lies in the folder for temporary files and goes with the array.
+
+    Args:
+        shape: Shape of the array, which begins with zeros.
+        dtype: Its type.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.path: str | None = None
+        try:
+            self.tensor = torch.zeros(shape, dtype=dtype).share_memory_()
+        except (RuntimeError, OSError) as error:
+            handle, self.path = tempfile.mkstemp(prefix="st_hardneg-")
+            os.close(handle)
+            weakref.finalize(self, _remove, self.path, os.getpid())
+            self._map(shape, dtype)
+            logger.warning(
+                f"Shared memory does not suffice for {self.tensor.nbytes / 2**20:,.1f} MB of negatives ({error}); they "
+                f"are in a mapped file in {os.path.dirname(self.path)!r}. Enlarge /dev/shm (`--shm-size` in Docker)."
+            )
+
+    def _map(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        assert self.path is not None
+        size = math.prod(shape)
+        # A file of no bytes cannot be mapped.
+        self.tensor = torch.from_file(self.path, shared=True, size=max(1, size), dtype=dtype)[:size].view(shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.path is None:
+            return {"path": None, "tensor": self.tensor}
+        return {"path": self.path, "shape": tuple(self.tensor.shape), "dtype": self.tensor.dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        if self.path is None:
+            self.tensor = state["tensor"]
+        else:
+            self._map(state["shape"], state["dtype"])
+
+
+def _remove(path: str, owner: int) -> None:
+    # A forked worker inherits the array, and must not take the file away from its parent.
+    if os.getpid() == owner and os.path.exists(path):
+        os.remove(path)
 
 
 class NegativeTable:
@@ -25,15 +80,15 @@ class NegativeTable:
     def __init__(self, negative_ids: Ids) -> None:
         fits = negative_ids.size == 0 or int(negative_ids.max()) <= np.iinfo(np.int32).max
         dtype = torch.int32 if fits else torch.int64
-        self._buffers = torch.empty((2, *negative_ids.shape), dtype=dtype).share_memory_()
-        self._generation = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._buffers[0] = torch.from_numpy(negative_ids)
+        self._buffers = SharedArray((2, *negative_ids.shape), dtype)
+        self._generation = SharedArray((1,), torch.int64)
         self._open()
+        self._ids[0] = negative_ids
 
     def _open(self) -> None:
         # NumPy views of the same memory: indexing 64 rows takes 2 us with them and 20 us with torch.
-        self._ids = self._buffers.numpy()
-        self._count = self._generation.numpy()
+        self._ids = self._buffers.tensor.numpy()
+        self._count = self._generation.tensor.numpy()
 
     @property
     def generation(self) -> int:
@@ -43,12 +98,12 @@ class NegativeTable:
     @property
     def num_rows(self) -> int:
         """Number of rows."""
-        return int(self._buffers.shape[1])
+        return int(self._ids.shape[1])
 
     @property
     def width(self) -> int:
         """Negatives per row."""
-        return int(self._buffers.shape[2])
+        return int(self._ids.shape[2])
 
     def write(self, negative_ids: Ids) -> None:
         """Replace the whole table, int64 of shape ``(num_rows, num_negatives)``; readers see it at once.
@@ -56,14 +111,14 @@ class NegativeTable:
         Raises:
             ValueError: If the shape is another one than before.
         """
-        shape = tuple(self._buffers.shape[1:])
+        shape = self._ids.shape[1:]
         if negative_ids.shape != shape:
             raise ValueError(
                 f"Expected negatives of shape {shape}, got {negative_ids.shape}. Rows and width of a live view never "
                 "change; make a new HardNegativeDataset for another width."
             )
         generation = self.generation
-        self._buffers[(generation + 1) % 2] = torch.from_numpy(negative_ids)
+        self._ids[(generation + 1) % 2] = negative_ids
         self._count[0] = generation + 1
 
     def read(self, rows: Ids, *, previous: bool = False) -> Ids:
@@ -83,9 +138,9 @@ class NegativeTable:
         # A copied dataset has to follow refreshes as the original does.
         return self
 
-    def __getstate__(self) -> dict[str, Tensor]:
+    def __getstate__(self) -> dict[str, SharedArray]:
         return {"_buffers": self._buffers, "_generation": self._generation}
 
-    def __setstate__(self, state: dict[str, Tensor]) -> None:
+    def __setstate__(self, state: dict[str, SharedArray]) -> None:
         self.__dict__.update(state)
         self._open()

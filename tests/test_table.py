@@ -66,3 +66,43 @@ def test_no_read_is_ever_torn():
         reader.join(10)
         assert reader.exitcode == 0
     assert [torn.value for torn, _ in counts] == [0, 0]
+
+
+class FirstSlot:
+    """A dataset that reads the table in a worker."""
+
+    def __init__(self, table: NegativeTable) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, row: int) -> int:
+        return int(self.table.read(np.array([row % 4]))[0, 0])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_mapped_file_stands_in_where_shared_memory_is_too_small(monkeypatch, caplog, tmp_path, method):
+    """Workers see writes through the file, however they are started; the file goes with the table."""
+    import gc
+
+    import torch
+    from torch.utils.data import DataLoader
+
+    def too_small(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "share_memory_", too_small)
+        patched.setattr("tempfile.tempdir", str(tmp_path))
+        table = NegativeTable(np.zeros((4, 2), dtype=np.int64))
+    assert "Enlarge /dev/shm" in caplog.text and len(list(tmp_path.iterdir())) == 2
+    loader = DataLoader(
+        FirstSlot(table), num_workers=1, persistent_workers=True, multiprocessing_context=method, batch_size=4
+    )
+    for number in (0, 7):
+        table.write(np.full((4, 2), number))
+        assert [batch.tolist() for batch in loader] == [[number] * 4] * 3
+    del loader, table
+    gc.collect()
+    assert not list(tmp_path.iterdir())

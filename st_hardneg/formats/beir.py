@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import pyarrow as pa
 from datasets import Dataset
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,22 @@ def read_beir(
         raise ValueError("Expected judgements with a score above 0 in `qrels`, got none. Check the file and its split.")
     highest = max(pairs["score"])
     pairs["weight"] = [score / highest for score in pairs["score"]]
-    return Dataset.from_dict(pairs), Dataset.from_list(documents)
+    return _dataset(pairs, "queries"), _dataset(_columns(documents), "corpus")
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _dataset(columns: dict[str, list[Any]], name: str) -> Dataset:
+    try:
+        return Dataset.from_dict(columns)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected `{name}` to hold columns of one type each, and valid Unicode, got something else ({error}). "
+            "Clean the table, or leave the column out."
+        ) from None
 
 
 def _documents(corpus: BeirTable, title_separator: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -125,22 +141,31 @@ def _rows(table: BeirTable, name: str) -> Iterator[Mapping[str, Any]]:
 def _read(path: str) -> Iterator[Mapping[str, Any]]:
     raw = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
     with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
-        stem = path.removesuffix(".gz")
-        if stem.endswith(".tsv"):
-            yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-            return
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError):
-                    row = None
-                if not isinstance(row, dict):
-                    raise ValueError(
-                        f"Expected one JSON object per line in {path!r}, got something else in line {number}. Correct "
-                        "the file."
-                    )
-                yield row
+        try:
+            yield from _parse(path, lines)
+        except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, EOFError) as error:
+            raise ValueError(
+                f"Expected a table in UTF-8 in {path!r}, got a damaged file or another encoding ({error}). Correct it."
+            ) from None
+
+
+def _parse(path: str, lines: io.TextIOWrapper) -> Iterator[Mapping[str, Any]]:
+    stem = path.removesuffix(".gz")
+    if stem.endswith(".tsv"):
+        yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"Expected one JSON object per line in {path!r}, got something else in line {number}. Correct "
+                    "the file."
+                )
+            yield row
 
 
 def _get(row: Mapping[str, Any], column: str, name: str) -> Any:
