@@ -1,4 +1,4 @@
-"""Search with anything that has two methods: here, scikit-learn-like brute force in NumPy, and a filter of one's own.
+"""Search with anything that has two methods: here, brute force in NumPy; and filter by a rule of one's own.
 
 python examples/custom_searcher.py
 """
@@ -21,7 +21,8 @@ class NumpySearcher:
 
     def index(self, corpus_embeddings: torch.Tensor, similarity_fn_name: str) -> None:
         """Keep the corpus, scaled to unit length."""
-        assert similarity_fn_name == "cosine"
+        if similarity_fn_name != "cosine":
+            raise ValueError(f"Expected a model with cosine similarity, got {similarity_fn_name!r}.")
         self.corpus = torch.nn.functional.normalize(corpus_embeddings).numpy()
 
     def search(self, query_embeddings: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

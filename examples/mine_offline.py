@@ -20,7 +20,7 @@ def main() -> None:
     pairs = pairs.select(range(500))
     model = static_model([*pairs["anchor"], *corpus["text"]])
 
-    config = MiningConfig(num_negatives=3, relative_margin=0.05, max_positive_similarity=0.95, min_words=10)
+    config = MiningConfig(num_negatives=3, relative_margin=0.05, max_positive_similarity=0.95, shortfall="random")
     hard_negatives = HardNegativeDataset(pairs, corpus, config)
     print(hard_negatives.mine(model, show_progress_bar=False))
 

@@ -21,6 +21,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections import Counter
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -33,7 +34,7 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
@@ -120,12 +121,15 @@ def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTrans
 
 
 def static_model(texts: list[str]) -> SentenceTransformer:
-    """Make a static embedding: a tokenizer that is trained on the texts, and one random vector per token."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=8000, special_tokens=["[UNK]"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    """Make a static embedding: the 8 000 most frequent words of the texts, and a random vector for each.
+
+    The vocabulary is made in plain Python: the trainers of `tokenizers` settle ties differently in every run.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:8000]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *words])}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     torch.manual_seed(0)
     return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=256)], device="cpu")
 

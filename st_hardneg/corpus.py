@@ -174,11 +174,16 @@ class Corpus:
         return len(self.texts)
 
     def external_ids(self, corpus_ids: Ids) -> list[str | None]:
-        """Return the caller's own ids of these corpus ids; None where a text was not part of the given corpus."""
-        if self.given is None or self.id_column is None:
-            return [None] * len(corpus_ids)
-        known = self.given.with_format(None)[self.id_column][:]
-        return [str(known[i]) if 0 <= i < self.num_given else None for i in corpus_ids.tolist()]
+        """Return the caller's own ids of these corpus ids.
+
+        A positive that was not part of the given corpus has no such id: it is called ``positive-`` and its corpus id.
+        -1 becomes None.
+        """
+        known = [] if self.given is None or self.id_column is None else self.given.with_format(None)[self.id_column][:]
+        names = {-1: None} | {
+            i: str(known[i]) if i < len(known) else f"positive-{i}" for i in set(corpus_ids.tolist()) - {-1}
+        }
+        return [names[i] for i in corpus_ids.tolist()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import time
 import weakref
@@ -48,6 +49,11 @@ from st_hardneg.shortfall import Previous
 from st_hardneg.table import NegativeTable
 from st_hardneg.view import LiveView
 
+logger = logging.getLogger(__name__)
+
+# A live view that lacks more than this share of the rows is worth a warning.
+_MANY_ROWS = 0.1
+
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
@@ -82,7 +88,7 @@ class HardNegativeDataset:
         >>> from datasets import Dataset
         >>> pairs = Dataset.from_dict({"anchor": ["a", "b"], "positive": ["first", "second"]})
         >>> HardNegativeDataset(pairs, config=MiningConfig(num_negatives=1))
-        HardNegativeDataset(2 rows, 2 queries, 2 corpus texts, not mined yet)
+        HardNegativeDataset('anchor' -> 'positive', 2 rows, 2 queries, 2 corpus texts, not mined yet)
     """
 
     def __init__(
@@ -174,9 +180,18 @@ class HardNegativeDataset:
     def __repr__(self) -> str:
         state = "not mined yet" if self._mining is None else f"mined {self._num_minings}x"
         return (
-            f"HardNegativeDataset({self._pairs.num_rows:,} rows, {self._pairs.num_queries:,} queries, "
+            f"HardNegativeDataset({self.anchor_column_name!r} -> {self.positive_column_name!r}, "
+            f"{self._pairs.num_rows:,} rows, {self._pairs.num_queries:,} queries, "
             f"{len(self._corpus):,} corpus texts, {state})"
         )
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and hasattr(Dataset, name):
+            raise AttributeError(
+                f"A HardNegativeDataset is not a `datasets.Dataset` and has no `{name}`. Pass `.as_dataset()` to a "
+                "trainer, or take a copy with `.to_dataset()`."
+            )
+        raise AttributeError(f"'HardNegativeDataset' object has no attribute {name!r}")
 
     @property
     def corpus(self) -> Corpus:
@@ -257,7 +272,7 @@ class HardNegativeDataset:
         step: int | None = None,
         show_progress_bar: bool = True,
     ) -> Mining:
-        """Mine without changing anything; :meth:`apply_mining` puts the result in force.
+        """Mine without changing anything; :meth:`apply_mining` puts the result in force. What the callback calls.
 
         Args:
             model: The model to search with.
@@ -372,7 +387,7 @@ class HardNegativeDataset:
         )
 
     def apply_mining(self, mining: Mining) -> None:
-        """Put a computed mining in force: ``negative_ids``, copies and live views follow it from now on.
+        """Put a computed mining in force, for the callback: ``negative_ids``, copies and live views follow it from now on.
 
         Raises:
             MiningError: If a row of a live view would get an empty slot; nothing is changed then.
@@ -440,8 +455,8 @@ class HardNegativeDataset:
         if self._live_rows is not None and not np.array_equal(self._live_rows, state.live_rows):
             raise ValueError(
                 f"Expected a live view of the rows of the checkpoint, got {len(self._live_rows):,} rows where it has "
-                f"{len(state.live_rows):,}, or others. Mine with the model that the training started from before "
-                "`as_dataset()`, as the interrupted run did."
+                f"{len(state.live_rows):,}, or others. In the resumed script, load what `save_to_disk` wrote before the "
+                "training, or mine with the very model that it started from before `as_dataset()`."
             )
         if self._table is not None:
             self._table.write(state.previous_ids)
@@ -479,6 +494,12 @@ class HardNegativeDataset:
                     f"Expected rows with all of their {self.config.num_negatives} negatives, got none. Lower "
                     "`num_negatives`, loosen the filters, or set `shortfall` to 'random' or 'repeat'."
                 )
+            left_out = len(mining.negative_ids) - len(complete)
+            if left_out > _MANY_ROWS * len(mining.negative_ids):
+                logger.warning(
+                    f"{left_out:,} of {len(mining.negative_ids):,} rows have an empty slot and are left out of the live "
+                    'view. `shortfall="random"` keeps them; a smaller margin or a larger corpus fills them.'
+                )
             self._live_rows = complete
         if self._table is None:
             self._table = NegativeTable(mining.negative_ids)
@@ -505,7 +526,7 @@ class HardNegativeDataset:
         """Return a plain dataset with the negatives of now, in the row order of the input.
 
         Args:
-            output_format: ``"triplet"``: anchor, positive, negative, a row per negative. ``"n-tuple"``: anchor,
+            output_format: ``"triplet"``: anchor, positive, negative, a row per negative there is. ``"n-tuple"``: anchor,
                 positive, negative_1 … negative_n; rows with an empty slot are left out. ``"labeled-pair"``: anchor,
                 text, label 1 or 0; a query's negatives stand once, after its last row. ``"labeled-list"``: anchor,
                 list of texts, list of labels.
@@ -544,7 +565,8 @@ class HardNegativeDataset:
         Returns:
             A dataset with one row per row: ``row``, ``positive_id``, ``positive_score``, ``negative_ids``,
             ``negative_scores``, ``negative_ranks`` (from 0, -1 where it did not come from the search) and
-            ``negative_sources``. Ids are the corpus's own where it has some, corpus ids otherwise.
+            ``negative_sources``. Ids are the corpus's own if it has a column of them (a positive that it lacks is
+            ``positive-`` and a number), and row numbers of ``corpus`` otherwise.
 
         Raises:
             NotMinedError: If nothing was mined yet.
@@ -656,6 +678,7 @@ class HardNegativeDataset:
         Raises:
             NotMinedError: If nothing was mined yet.
         """
+        self._mined("push_to_hub()")
         dataset = self.to_dataset(output_format)
         return push_mined(
             dataset,

@@ -29,6 +29,9 @@ class KnownPositives:
     identities: Tensor
     keys: Tensor
 
+    def __repr__(self) -> str:
+        return f"KnownPositives({len(self.keys):,} pairs, {len(self.identities):,} texts)"
+
     @classmethod
     def from_lists(cls, right_answers: Sequence[Sequence[int]], identities: Sequence[int]) -> KnownPositives:
         """Build from the corpus ids of each query's right answers.

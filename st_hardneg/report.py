@@ -30,8 +30,8 @@ class MiningReport:
         num_candidates: Candidates retrieved for all queries together.
         num_kept: Candidates that passed every filter.
         removed: For each rule, how many candidates it removes.
-        removed_alone: For each rule, how many candidates it removes that no other rule removes.
-        num_slots: Slots of all queries together.
+        removed_alone: For each rule, how many candidates it removes that no other rule removes ("only this rule").
+        num_slots: Slots of all queries together; rows of one query share their negatives.
         num_mined: Slots that this run filled.
         num_carried_over: Slots that kept an earlier negative which still passes every filter.
         num_last_resort: Slots that kept an earlier negative which a filter would remove today, because a live view
@@ -113,7 +113,7 @@ class MiningReport:
                 f"  {'- ' + rule:<26}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone[rule]:>17,}"
             )
         lines.append(f"  {'kept':<26}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}")
-        lines += ["", f"  {'slots':<26}{'count':>12}{'share':>9}"]
+        lines += ["", f"  {'slots, per query':<26}{'count':>12}{'share':>9}"]
         for name, count in (
             ("mined", self.num_mined),
             ("carried over", self.num_carried_over),

@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
 from st_hardneg import shortfall
 from st_hardneg.config import MiningConfig
@@ -76,7 +77,8 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
     os.makedirs(parent, exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent)
     try:
-        write(partial)
+        with _no_progress_bars():
+            write(partial)
         os.chmod(partial, 0o777 & ~_umask())
         if os.path.exists(path):
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
@@ -95,6 +97,19 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    # Arrow files are written at every checkpoint of a training; two bars each time would be most of its output.
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _umask() -> int:

@@ -184,6 +184,14 @@ class LiveDataset(Dataset):
     Dataset, which reads the same texts through the transform.
     """
 
+    def _refuse_export(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "Expected a dataset to export, got a live view, whose table holds row numbers. Export what "
+            "`hard_negatives.to_dataset()` returns, or call `hard_negatives.push_to_hub()`."
+        )
+
+    save_to_disk = push_to_hub = to_csv = to_json = to_parquet = to_sql = to_pandas = to_polars = _refuse_export
+
     def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
         """Return the rows of these keys, as a DataLoader asks for them."""
         view = self._format_kwargs.get("transform")

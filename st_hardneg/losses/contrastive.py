@@ -19,6 +19,7 @@ from st_hardneg.losses.labels import RowLabels, carries_ids
 from st_hardneg.losses.masking import (
     NegativeFilter,
     check_ids_present,
+    check_known_positives,
     known_positives_among_own_negatives,
     on_device_of,
 )
@@ -116,6 +117,7 @@ class SemiHardContrastiveLoss(ContrastiveLoss):
         self.mask_hard = mask_hard
         self.semi_hard_margin = semi_hard_margin
         self.definition: HardnessDefinition = definition
+        check_known_positives(known_positives)
         self.known_positives = known_positives
         self.diagnostics = MaskingDiagnostics()
 

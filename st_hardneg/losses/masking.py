@@ -126,6 +126,19 @@ def on_device_of(known_positives: KnownPositives | None, tensor: Tensor) -> Know
     return known_positives.to(tensor.device)
 
 
+def check_known_positives(known_positives: object) -> None:
+    """Raise unless this is what ``HardNegativeDataset.known_positives`` returns, or None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if known_positives is not None and not isinstance(known_positives, KnownPositives):
+        raise TypeError(
+            f"Expected `known_positives` to be a KnownPositives or None. Got {type(known_positives).__name__}. "
+            "Pass `hard_negatives.known_positives`."
+        )
+
+
 def check_ids_present(known_positives: KnownPositives | None, labels: RowLabels) -> None:
     """Raise if the known positives of a training batch cannot be looked up.
 

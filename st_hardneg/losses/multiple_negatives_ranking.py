@@ -17,7 +17,13 @@ from st_hardneg.losses.citations import FACENET
 from st_hardneg.losses.diagnostics import MaskingDiagnostics
 from st_hardneg.losses.in_batch import Direction, Negatives, RankedBatch, RankedRows
 from st_hardneg.losses.labels import RowLabels
-from st_hardneg.losses.masking import NegativeFilter, check_ids_present, on_device_of, rounding_tolerance
+from st_hardneg.losses.masking import (
+    NegativeFilter,
+    check_ids_present,
+    check_known_positives,
+    on_device_of,
+    rounding_tolerance,
+)
 from st_hardneg.pairs import KnownPositives
 
 
@@ -174,6 +180,7 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         self.max_positive_similarity = max_positive_similarity
         self.mask_mode = mask_mode
         self.definition: HardnessDefinition = definition
+        check_known_positives(known_positives)
         self.known_positives = known_positives
         self.diagnostics = MaskingDiagnostics()
 

@@ -19,6 +19,7 @@ from st_hardneg.losses.labels import RowLabels
 from st_hardneg.losses.masking import (
     NegativeFilter,
     check_ids_present,
+    check_known_positives,
     known_positives_among_own_negatives,
     on_device_of,
 )
@@ -116,6 +117,7 @@ class SemiHardTripletLoss(TripletLoss):
         self.mask_hard = mask_hard
         self.margin: OuterEdge = margin
         self.definition: HardnessDefinition = definition
+        check_known_positives(known_positives)
         self.known_positives = known_positives
         self.diagnostics = MaskingDiagnostics()
         NegativeFilter(mask_hard, self._outer_edge, definition)
