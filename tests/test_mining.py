@@ -61,11 +61,12 @@ def test_scores_are_cosines_of_the_angles(protractor):
     np.testing.assert_allclose(scores, np.cos(np.radians([20, 35, 41])), atol=1e-6)
 
 
-def test_a_candidate_exactly_at_the_margin_stays(protractor):
-    """Equality is kept, as in Sentence Transformers: at 60° the score is 0.5, and so is the bound."""
-    scores = {"d 60°": 0.5}
-    assert 60 in angles_of(mine(protractor, max_score=float(np.float32(math.cos(math.radians(60)))), num_negatives=1))
-    assert scores
+def test_a_candidate_exactly_at_a_bound_stays(protractor):
+    """Equality is kept, as in Sentence Transformers; the next smaller bound drops the candidate."""
+    exactly = float(mine(protractor, num_negatives=7).negative_scores[0][ANGLES.index(60)])
+    just_below = float(np.nextafter(np.float32(exactly), np.float32(0)))
+    assert angles_of(mine(protractor, max_score=exactly, num_negatives=1)) == [60]
+    assert angles_of(mine(protractor, max_score=just_below, num_negatives=1)) == [90]
 
 
 def test_min_words_and_exclude_pattern(protractor):
