@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from st_hardneg.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.dataset import HardNegativeDataset
-from st_hardneg.encoding import Encoding, Encodings
+from st_hardneg.encoding import Encoding, Encodings, encode
 from st_hardneg.inputs import similarity_name
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.mining import Mining
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+# Well below the shortest default time-out of a backend, which is 10 minutes.
+_KEEP_ALIVE_SECONDS = 60.0
 
 MiningStrategy = Literal["steps", "epoch"]
 
@@ -264,7 +268,11 @@ class MiningCallback(TrainerCallback):
         with distributed_evaluation(model, enabled=not is_sharded) as is_mining:
             if is_mining:
                 mining = target.hard_negatives.compute_mining(
-                    model, encodings=encodings, step=step, show_progress_bar=not args.disable_tqdm
+                    model,
+                    encodings=encodings,
+                    step=step,
+                    show_progress_bar=not args.disable_tqdm,
+                    between_chunks=_KeepAlive(model) if args.world_size > 1 and not is_sharded else None,
                 )
         received: Mining = broadcast_object_list([mining])[0]
         return received
@@ -317,6 +325,23 @@ class MiningCallback(TrainerCallback):
                     "were dropped)."
                 )
             yield _Target(name, hard_negatives)
+
+
+class _KeepAlive:
+    """Lets the other ranks take part in something before they give up waiting for the one that searches.
+
+    They wait in a collective operation of ``distributed_evaluation``, which fails after the backend's time-out. Encoding
+    a text goes over all ranks, and so starts that time anew.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.last = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() - self.last > _KEEP_ALIVE_SECONDS:
+            encode(self.model, ["."], Encoding("document"))
+            self.last = time.monotonic()
 
 
 def training_encodings(

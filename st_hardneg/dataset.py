@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -271,6 +271,7 @@ class HardNegativeDataset:
         encodings: Encodings | None = None,
         step: int | None = None,
         show_progress_bar: bool = True,
+        between_chunks: Callable[[], None] | None = None,
     ) -> Mining:
         """Mine without changing anything; :meth:`apply_mining` puts the result in force. What the callback calls.
 
@@ -279,6 +280,7 @@ class HardNegativeDataset:
             encodings: Prompts and routes; the config's if None.
             step: Optimizer step to note in the report.
             show_progress_bar: Whether to show progress.
+            between_chunks: Called after every chunk of queries that was searched.
 
         Raises:
             MiningError: As for :meth:`mine`.
@@ -308,7 +310,12 @@ class HardNegativeDataset:
         indexed = time.perf_counter()
         recipe = Recipe(self.config, self.extra_filters, refresh=self._num_minings)
         mined = mine_negatives(
-            scoring, searcher, recipe, previous=self._previous(), show_progress_bar=show_progress_bar
+            scoring,
+            searcher,
+            recipe,
+            previous=self._previous(),
+            show_progress_bar=show_progress_bar,
+            between_chunks=between_chunks,
         )
         require_any(mined)
         search = indexed - encoded + mined.search_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,7 @@ def mine_negatives(
     *,
     previous: Previous | None = None,
     show_progress_bar: bool = False,
+    between_chunks: Callable[[], None] | None = None,
 ) -> Mined:
     """Search, score, filter and choose, some queries at a time.
 
@@ -109,6 +110,7 @@ def mine_negatives(
         recipe: What to look for.
         previous: What the queries had before, for slots that cannot be filled otherwise.
         show_progress_bar: Whether to show progress.
+        between_chunks: Called after every chunk of queries.
 
     Raises:
         MiningError: If a query gets too few negatives and ``shortfall="error"``.
@@ -129,6 +131,8 @@ def mine_negatives(
         keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
         tally.count(candidates, masks, keep)
         chunks.append(_choose(candidates, keep, plan, recipe, pairs))
+        if between_chunks is not None:
+            between_chunks()
 
     negatives = plan.in_order(chunks)
     filled, origin = shortfall.fill(negatives, scoring, recipe.config, recipe.extra_filters, recipe.refresh, previous)

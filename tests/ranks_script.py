@@ -1,6 +1,7 @@
 """Run with one or two processes: trains with refreshes and writes what each rank ends with.
 
-Arguments: output folder, and optionally "fail-0" or "fail-1": the rank whose encoding raises at the second refresh.
+Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
+refresh; "slow" or "slow-silent", a search that takes longer than the ranks wait, with signs of life or without.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 warnings.simplefilter("ignore")
@@ -20,8 +23,19 @@ from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import TripletLoss
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, callback
+from st_hardneg.search import ExactSearcher
 from tests.conftest import WORDS, random_texts, word_model
+
+
+class SlowSearcher(ExactSearcher):
+    """Takes a second for each chunk, once training has begun."""
+
+    seconds = 0.0
+
+    def search(self, query_embeddings, k):
+        time.sleep(self.seconds)
+        return super().search(query_embeddings, k)
 
 
 def main() -> None:
@@ -32,10 +46,19 @@ def main() -> None:
     texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
     model = word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
     pairs = Dataset.from_dict({"anchor": texts[:80], "positive": texts[80:160]})
-    config = MiningConfig(num_negatives=1, sampling_strategy="random", range_max=8)
-    hard_negatives = HardNegativeDataset(pairs, texts[160:], config)
+    is_slow = failure.startswith("slow")
+    config = MiningConfig(
+        num_negatives=1, sampling_strategy="random", range_max=8, query_chunk_size=10 if is_slow else 512
+    )
+    searcher = SlowSearcher()
+    hard_negatives = HardNegativeDataset(pairs, texts[160:], config, searcher=searcher)
     hard_negatives.mine(model, show_progress_bar=False)
 
+    if is_slow:
+        # accelerate does not hand `ddp_timeout` to gloo.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=6))
+        searcher.seconds = 1.5
+        callback._KEEP_ALIVE_SECONDS = 1.0 if failure == "slow" else 1e9
     encoded: list[int] = []
     infer = model._inference
 
@@ -46,7 +69,7 @@ def main() -> None:
         return infer(inputs, **options)
 
     model._inference = counted
-    callback = MiningCallback(hard_negatives, mining_steps=2)
+    mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -62,7 +85,7 @@ def main() -> None:
         ),
         train_dataset=hard_negatives.as_dataset(),
         loss=TripletLoss(model),
-        callbacks=[callback],
+        callbacks=[mining],
     )
     trainer.train()
     view = hard_negatives._table
@@ -72,7 +95,7 @@ def main() -> None:
         ids=hard_negatives.negative_ids,
         weights=model[0].embedding.weight.detach().numpy(),
     )
-    figures = {"encoded": encoded, "generation": view.generation, "steps": [r.step for r in callback.reports]}
+    figures = {"encoded": encoded, "generation": view.generation, "steps": [r.step for r in mining.reports]}
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
 
 

@@ -51,3 +51,18 @@ def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, rank):
     done = run(tmp_path, 2, f"fail-{rank}")
     assert done.returncode != 0 and time.perf_counter() - started < 60
     assert f"simulated failure on rank {rank}" in done.stderr
+
+
+def test_a_search_that_takes_longer_than_ranks_wait(tmp_path):
+    """The ranks wait 6 seconds, the search takes 12: signs of life in between keep them together."""
+    done = run(tmp_path, 2, "slow")
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (np.load(tmp_path / f"rank{rank}-of-2.npz") for rank in (0, 1))
+    assert (first["table"] == second["table"]).all()
+    assert json.loads((tmp_path / "rank1-of-2.json").read_text())["steps"] == [6]
+
+
+@pytest.mark.slow
+def test_without_signs_of_life_the_same_search_fails(tmp_path):
+    """The test above proves something: without them, the waiting rank gives up."""
+    assert run(tmp_path, 2, "slow-silent").returncode != 0
