@@ -122,6 +122,8 @@ class MiningCallback(TrainerCallback):
         self.trainer = _calling_trainer() or self.trainer
         loader = kwargs["train_dataloader"]
         self._targets = list(self._find_targets(loader.dataset))
+        for target in self._targets:
+            target.hard_negatives.serve_previous(0)
         if state.global_step > 0:
             self._restore(args, state)
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
@@ -163,6 +165,9 @@ class MiningCallback(TrainerCallback):
     ) -> None:
         """Put the share of negatives that this package's losses left out into the log line of the epoch."""
         self._log_masked_shares(control)
+        # Workers of the next epoch are copies of this process, which has not counted the batches that workers served.
+        for target in self._targets:
+            target.hard_negatives.serve_previous(0)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the negatives into the checkpoint, beside the model that they were mined with."""

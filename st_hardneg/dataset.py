@@ -468,12 +468,16 @@ class HardNegativeDataset:
         if self._table is not None:
             self._table.write(state.previous_ids)
             self._table.write(state.mining.negative_ids)
-        if self._view is not None:
-            self._view.serve_previous(old_batches)
+        self.serve_previous(old_batches)
         self._previous_ids = state.previous_ids
         self._mining = state.mining
         self._num_minings = state.num_minings
         self._mark_views()
+
+    def serve_previous(self, batches: int) -> None:
+        """Let the live view read the next so many batches from before the last refresh; 0 ends it."""
+        if self._view is not None:
+            self._view.serve_previous(batches)
 
     # --- views and copies -----------------------------------------------------------------------------------------
 

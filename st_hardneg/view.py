@@ -104,7 +104,7 @@ class LiveView:
         """Read the next so many batches from before the last refresh, as the interrupted run that is resumed did.
 
         Call it before the dataloader is iterated. Workers take turns, beginning with the first, so each of them knows
-        which of these batches are its own.
+        which of these batches are its own. In a ``DatasetDict`` rows are fetched one by one, and this counts rows.
         """
         self._old_batches = batches
         self._batches_served = 0
@@ -178,10 +178,10 @@ class LiveView:
 
 
 class LiveDataset(Dataset):
-    """A Dataset that fetches the batches of a live view in 0.2 ms in place of 1 ms.
+    """A Dataset that fetches the batches of a live view at once.
 
-    ``datasets`` turns every column of a batch into Python numbers first, row by row. Most row operations return a plain
-    Dataset, which reads the same texts through the transform.
+    ``datasets`` turns every column of a batch into Python numbers first, row by row, which alone takes 0.7 ms for 64
+    rows of seven columns. Most row operations return a plain Dataset, which reads the same texts through the transform.
     """
 
     def _refuse_export(self, *_: Any, **__: Any) -> Any:

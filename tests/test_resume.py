@@ -129,6 +129,15 @@ def test_with_workers_a_resumed_run_is_the_same_but_for_what_was_fetched_ahead(t
             assert one == other or number in open_to_timing
 
 
+def test_old_negatives_are_served_in_the_resumed_epoch_only(tmp_path):
+    """Workers that are started for the next epoch do not go back to negatives from before the checkpoint."""
+    options = {"dataloader_num_workers": 2, "max_steps": 26}
+    whole, _, _ = run(tmp_path / "whole", callback=MiningCallback(mining_steps=8), **options)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-8")
+    batches, _, _ = run(tmp_path / "again", checkpoint, callback=MiningCallback(mining_steps=8), **options)
+    assert batches[22 - 8 - 1 : 24 - 8] == whole[22 - 1 : 24]
+
+
 def test_two_datasets_in_a_dict_each_have_their_own_state(tmp_path):
     """Two callbacks on two datasets restore what is theirs, whatever the names are."""
 
