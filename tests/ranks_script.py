@@ -97,6 +97,9 @@ def main() -> None:
     )
     figures = {"encoded": encoded, "generation": view.generation, "steps": [r.step for r in mining.reports]}
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
+    if is_slow:
+        # Without it, a thread of the backend may end the process with an abort.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

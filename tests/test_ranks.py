@@ -53,6 +53,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, rank):
     assert f"simulated failure on rank {rank}" in done.stderr
 
 
+@pytest.mark.slow  # seconds decide it, and a busy machine can lose six of them before the ranks have met
 def test_a_search_that_takes_longer_than_ranks_wait(tmp_path):
     """The ranks wait 6 seconds, the search takes 12: signs of life in between keep them together."""
     done = run(tmp_path, 2, "slow")
