@@ -18,12 +18,22 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from st_hardneg.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
+from st_hardneg.config import MiningConfig
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encoding, Encodings, encode
 from st_hardneg.inputs import similarity_name
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
+from st_hardneg.schedules import (
+    Curriculum,
+    Progress,
+    Schedules,
+    check_throughout,
+    checked_schedules,
+    describe,
+    in_force,
+)
 from st_hardneg.view import live_views
 
 if TYPE_CHECKING:
@@ -62,6 +72,11 @@ class MiningCallback(TrainerCallback):
         mining_steps: Refresh every so many optimizer steps; below 1, that share of all steps, as for ``eval_steps``.
         mining_strategy: ``"steps"``, or ``"epoch"`` to refresh before every epoch but the first.
         mining_warmup_steps: No refresh before this step.
+        schedule: Fields of the config that change while the model trains: a mapping from field to schedule, such as
+            ``{"random_rate": Linear(0.8, 0.0)}``, or a curriculum, a list of stages (:mod:`st_hardneg.schedules`). Each
+            refresh mines with what is in force then. With a schedule, the training begins with a mining of its own if the
+            dataset was mined otherwise, and every stage of a curriculum begins with one. A scheduled ``num_negatives`` is
+            how many negatives of each row are shown, at most as many as the table is wide; it changes between epochs only.
         model: A teacher to mine with in place of the model in training.
 
     Raises:
@@ -77,6 +92,7 @@ class MiningCallback(TrainerCallback):
         *,
         mining_strategy: MiningStrategy = "steps",
         mining_warmup_steps: int = 0,
+        schedule: Schedules | None = None,
         model: SentenceTransformer | None = None,
     ) -> None:
         _check_hard_negatives(hard_negatives)
@@ -98,6 +114,11 @@ class MiningCallback(TrainerCallback):
             )
         if model is not None:
             similarity_name(model)
+        self.schedule = checked_schedules(schedule)
+        for member in _members(hard_negatives):
+            # What can be seen before the training is known; its very steps are checked when it begins.
+            first = (Progress(number / 100) for number in range(101))
+            check_throughout(self.schedule, member.config, first, member.check_in_force)
         self.hard_negatives = hard_negatives
         self.mining_steps = mining_steps
         self.mining_strategy = mining_strategy
@@ -124,9 +145,15 @@ class MiningCallback(TrainerCallback):
         self._targets = list(self._find_targets(loader.dataset))
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
+        self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
+        points = [
+            self._progress(step, state) for step in range(state.max_steps + 1) if self._may_refresh_at(step, state)
+        ]
+        for target in self._targets:
+            member = target.hard_negatives
+            check_throughout(self.schedule, member.config, points, member.check_in_force)
         if state.global_step > 0:
             self._restore(args, state)
-        self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
         if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
             logger.warning(
                 "`batch_sampler=NO_DUPLICATES_HASHED` hashes the negatives once and keeps these hashes after every "
@@ -156,9 +183,34 @@ class MiningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refresh at the boundary between two epochs; there, every batch of the new epoch has the new negatives."""
-        at_boundary = state.global_step > 0 and state.global_step % self._steps_per_epoch == 0
-        if self.mining_strategy == "epoch" and at_boundary:
+        step = state.global_step
+        is_boundary = step % self._steps_per_epoch == 0
+        if is_boundary and step > 0 and (self.mining_strategy == "epoch" or self._begins_stage(state)):
             self._refresh(args, state, control, kwargs["model"])
+        if step == 0 and self.schedule is not None:
+            self._refresh(args, state, control, kwargs["model"], only_if_changed=True)
+        for target in self._targets:
+            if is_boundary:
+                target.hard_negatives.publish_topics()
+            self._show(target, state, control)
+
+    def _begins_stage(self, state: TrainerState) -> bool:
+        if not isinstance(self.schedule, Curriculum):
+            return False
+        epoch = state.global_step // self._steps_per_epoch
+        return self.schedule.stage_at(epoch)[0] != self.schedule.stage_at(epoch - 1)[0]
+
+    def _show(self, target: _Target, state: TrainerState, control: TrainerControl) -> None:
+        """Let the live view show as many negatives as are in force in this epoch."""
+        if self.schedule is None:
+            return
+        # Settled by the epoch's first step, so that a run that is resumed within the epoch shows as many.
+        first_step = state.global_step // self._steps_per_epoch * self._steps_per_epoch
+        hard_negatives = target.hard_negatives
+        now = in_force(self.schedule, hard_negatives.config, self._progress(first_step, state))
+        if now.num_active != hard_negatives.num_active:
+            hard_negatives.num_active = now.num_active
+            self._log({"mining/num_negatives": now.num_active}, target.name, state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -174,7 +226,7 @@ class MiningCallback(TrainerCallback):
         if state.is_world_process_zero:
             for target in self._targets:
                 reports = [report for report, name in self._report_names if name == target.name]
-                kept = target.hard_negatives.checkpoint_state(self._mined_at, reports)
+                kept = target.hard_negatives.checkpoint_state(self._mined_at, reports, describe(self.schedule))
                 write_checkpoint(self._checkpoint(args, state), target.name, kept)
 
     def _log_masked_shares(self, control: TrainerControl) -> None:
@@ -190,6 +242,22 @@ class MiningCallback(TrainerCallback):
         ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
         old_micro_batches = step * accumulation + 1 + ahead
         return math.ceil(old_micro_batches / accumulation) + 1
+
+    def _progress(self, step: int, state: TrainerState) -> Progress:
+        return Progress(min(1.0, step / max(1, state.max_steps)), step // self._steps_per_epoch)
+
+    def _check_schedule(self, state: TrainerState) -> None:
+        """Make sure that what the schedule will put in force is valid at every refresh of this training."""
+        for target in self._targets:
+            member = target.hard_negatives
+            member.num_active = member.config.num_negatives
+            if self.schedule is not None:
+                steps = (step for step in range(state.max_steps + 1) if self._may_refresh_at(step, state))
+                points = (self._progress(step, state) for step in steps)
+                check_throughout(self.schedule, member.config, points, member.check_in_force)
+
+    def _may_refresh_at(self, step: int, state: TrainerState) -> bool:
+        return step % self._steps_per_epoch == 0 or (self.mining_strategy == "steps" and step % self._every(state) == 0)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -212,8 +280,10 @@ class MiningCallback(TrainerCallback):
                     target.name,
                     config=hard_negatives.config.to_dict(),
                     data_fingerprint=hard_negatives.data_fingerprint,
+                    schedule=describe(self.schedule),
                     num_rows=len(hard_negatives),
                     num_corpus=len(hard_negatives.corpus),
+                    num_sources=len(hard_negatives.source_names),
                 )
             found = broadcast_object_list([found])[0]
             if found is None:
@@ -249,19 +319,35 @@ class MiningCallback(TrainerCallback):
             return int(self.mining_steps)
         return max(1, math.ceil(state.max_steps * self.mining_steps))
 
-    def _refresh(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, trained: Any) -> None:
+    def _refresh(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        trained: Any,
+        *,
+        only_if_changed: bool = False,
+    ) -> None:
         step = state.global_step
         if step < self.mining_warmup_steps or step >= state.max_steps or step == self._mined_at:
             return
         for target in self._targets:
-            mining = self._compute(target, args, step, trained)
-            target.hard_negatives.apply_mining(mining)
-            self._add_report(mining.report, target.name)
-            seen = step + 1 if self.mining_strategy == "epoch" else self.first_step_seen(step, args)
-            self._log({**mining.report.metrics(), "mining/seen_from_step": seen}, target.name, state, control)
-        self._mined_at = step
+            hard_negatives = target.hard_negatives
+            now = in_force(self.schedule, hard_negatives.config, self._progress(step, state))
+            if only_if_changed and hard_negatives.report.config == now.config.to_dict():
+                continue
+            mining = self._compute(target, args, step, trained, now.config)
+            report = replace(mining.report, stage=now.stage, stage_number=now.stage_number, in_force=dict(now.values))
+            hard_negatives.apply_mining(replace(mining, report=report))
+            self._add_report(report, target.name)
+            at_boundary = step % self._steps_per_epoch == 0 and (step == 0 or self.mining_strategy == "epoch")
+            seen = step + 1 if at_boundary else self.first_step_seen(step, args)
+            self._log({**report.metrics(), "mining/seen_from_step": seen}, target.name, state, control)
+            self._mined_at = step
 
-    def _compute(self, target: _Target, args: TrainingArguments, step: int, trained: Any) -> Mining:
+    def _compute(
+        self, target: _Target, args: TrainingArguments, step: int, trained: Any, config: MiningConfig
+    ) -> Mining:
         """Mine on rank 0, with the encoding shared over all ranks, and bring the result to every rank."""
         model = self.model if self.model is not None else trained
         encodings = training_encodings(target.hard_negatives, args, target.name)
@@ -276,6 +362,7 @@ class MiningCallback(TrainerCallback):
                     model,
                     encodings=encodings,
                     step=step,
+                    config=config,
                     show_progress_bar=not args.disable_tqdm,
                     between_chunks=_KeepAlive(model) if args.world_size > 1 and not is_sharded else None,
                 )
@@ -393,10 +480,15 @@ def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | No
     return setting if isinstance(setting, str) else None
 
 
+def _members(hard_negatives: Any) -> list[Any]:
+    if hard_negatives is None:
+        return []
+    return list(hard_negatives.values()) if isinstance(hard_negatives, Mapping) else [hard_negatives]
+
+
 def _check_hard_negatives(hard_negatives: Any) -> None:
-    members = hard_negatives.values() if isinstance(hard_negatives, Mapping) else [hard_negatives]
-    for member in members:
-        if hard_negatives is not None and not isinstance(member, HardNegativeDataset):
+    for member in _members(hard_negatives):
+        if not isinstance(member, HardNegativeDataset):
             raise TypeError(
                 f"Expected `hard_negatives` to be a HardNegativeDataset, a mapping of them by dataset name, or None, "
                 f"got {type(member).__name__}. Pass what `as_dataset()` was called on."

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from st_hardneg.corpus import Ids, dataset_of
 from st_hardneg.mining import Mining
 from st_hardneg.storage import damaged, flat_lists, matrix_from, mining_from, negatives_dataset, read_part, write_folder
+from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
 _FOLDER = "hard_negatives"
@@ -34,6 +35,8 @@ class CheckpointState:
         reports: The reports of this training so far, as dictionaries.
         config: The recipe, as a dictionary.
         data_fingerprint: What identifies rows and corpus.
+        schedule: What identifies the schedule of the training, as plain JSON values.
+        epoch_topics: int32 of shape ``(num_rows,)``: the topics that the batches of the running epoch were planned with.
     """
 
     mining: Mining
@@ -44,6 +47,8 @@ class CheckpointState:
     reports: list[dict[str, Any]]
     config: dict[str, Any]
     data_fingerprint: str
+    schedule: Any = None
+    epoch_topics: npt.NDArray[np.int32] | None = None
 
 
 def folder_of(checkpoint: str, dataset_name: str | None) -> str:
@@ -61,6 +66,9 @@ def _write(folder: str, state: CheckpointState) -> None:
     negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
     previous = dataset_of(pa.table({"previous_ids": flat_lists(state.previous_ids)}))
     previous.save_to_disk(os.path.join(folder, "previous"))
+    if state.epoch_topics is not None:
+        topics = dataset_of(pa.table({"epoch_topics": pa.array(state.epoch_topics)}))
+        topics.save_to_disk(os.path.join(folder, "topics"))
     content = {
         "format": _FORMAT,
         "num_minings": state.num_minings,
@@ -69,6 +77,7 @@ def _write(folder: str, state: CheckpointState) -> None:
         "report": state.mining.report.to_dict(),
         "config": state.config,
         "data_fingerprint": state.data_fingerprint,
+        "schedule": state.schedule,
         "digest": _digest(state.mining.negative_ids, state.previous_ids, state.live_rows),
     }
     with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
@@ -88,8 +97,10 @@ def read_checkpoint(
     *,
     config: dict[str, Any],
     data_fingerprint: str,
+    schedule: Any,
     num_rows: int,
     num_corpus: int,
+    num_sources: int,
 ) -> CheckpointState | None:
     """Read a dataset's state from a checkpoint folder, and make sure that it belongs to the dataset.
 
@@ -105,9 +116,10 @@ def read_checkpoint(
     if not os.path.isfile(state_file):
         return None
     content = _content(folder, state_file)
-    _check_same(checkpoint, content, config, data_fingerprint)
+    _check_same(checkpoint, content, config, data_fingerprint, schedule)
     shape = (num_rows, int(config["num_negatives"]))
-    mining, live_rows = mining_from(folder, read_part(folder, "negatives"), content["report"], shape, num_corpus)
+    negatives = read_part(folder, "negatives")
+    mining, live_rows = mining_from(folder, negatives, content["report"], shape, num_corpus, num_sources)
     previous_ids = matrix_from(folder, read_part(folder, "previous"), "previous_ids", shape, np.int64)
     if previous_ids.min(initial=0) < -1 or previous_ids.max(initial=-1) >= num_corpus:
         raise damaged(folder, "earlier negative ids lie outside of the corpus")
@@ -122,7 +134,20 @@ def read_checkpoint(
         content["reports"],
         content["config"],
         content["data_fingerprint"],
+        content["schedule"],
+        _epoch_topics(folder, num_rows),
     )
+
+
+def _epoch_topics(folder: str, num_rows: int) -> npt.NDArray[np.int32] | None:
+    if not os.path.isdir(os.path.join(folder, "topics")):
+        return None
+    part = read_part(folder, "topics")
+    column = part.data.column("epoch_topics") if part.column_names == ["epoch_topics"] else None
+    if column is None or column.type != pa.int32() or column.null_count or len(column) != num_rows:
+        raise damaged(folder, f"'topics' does not hold {num_rows} numbers")
+    topics: npt.NDArray[np.int32] = column.to_numpy()
+    return topics
 
 
 def _content(folder: str, state_file: str) -> dict[str, Any]:
@@ -137,6 +162,7 @@ def _content(folder: str, state_file: str) -> dict[str, Any]:
             and all(isinstance(report, dict) for report in content["reports"])
             and all(isinstance(content[name], dict) for name in ("report", "config"))
             and all(isinstance(content[name], str) for name in ("data_fingerprint", "digest"))
+            and "schedule" in content
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         good = False
@@ -145,7 +171,9 @@ def _content(folder: str, state_file: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _check_same(checkpoint: str, content: dict[str, Any], config: dict[str, Any], data_fingerprint: str) -> None:
+def _check_same(
+    checkpoint: str, content: dict[str, Any], config: dict[str, Any], data_fingerprint: str, schedule: Any
+) -> None:
     then = content["config"]
     changed = [
         f"`{name}` was {then.get(name)!r} and is {config.get(name)!r}"
@@ -161,4 +189,9 @@ def _check_same(checkpoint: str, content: dict[str, Any], config: dict[str, Any]
         raise ValueError(
             f"Expected the rows and the corpus with which {checkpoint!r} was trained, got others: texts, or their "
             "order, differ. Resume with the same data, or start a new training from the checkpoint's model."
+        )
+    if content["schedule"] != schedule:
+        raise ValueError(
+            f"Expected the schedule with which {checkpoint!r} was trained, {content['schedule']}, got {schedule}. Resume "
+            "with the same schedule, or start a new training from the checkpoint's model."
         )

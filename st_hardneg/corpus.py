@@ -1,166 +1,87 @@
-"""Every text that can be a negative: one numbering, ids, columns, text identity."""
+"""Every text that can be a negative: one numbering, the caller's ids and columns, and what is searched where."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections import ChainMap
-from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
-from datasets.table import InMemoryTable
+from datasets import Dataset
 
-Ids = npt.NDArray[np.int64]
-"""Row numbers; shapes are given where they are used."""
+from st_hardneg.texts import Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
 
-_READ_ROWS = 10_000
 _ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
+_NONE: Ids = np.arange(0, dtype=np.int64)
+
+Predicate = Callable[[dict[str, Any]], bool]
+"""Tells of a row of a corpus, as a dictionary of its columns, whether it belongs."""
+
+TextWriter = Callable[[list[str]], Sequence[Sequence[str]]]
+"""Writes texts that are wrong answers: for each positive, none or several."""
 
 
-def same_text_key(text: str) -> bytes:
-    r"""Digest that two texts share when a reader would call them the same text.
-
-    Unicode is normalised to NFKC, case is folded, runs of whitespace become one space.
-
-    Example:
-        >>> same_text_key("  Straße\n 1") == same_text_key("STRASSE 1")
-        True
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return _digest(" ".join(text.casefold().split()))
-
-
-def _digest(text: str) -> bytes:
-    # 16 bytes instead of the text keep a dictionary of millions of texts small.
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def dataset_of(table: pa.Table) -> Dataset:
-    """Make a Dataset of an Arrow table, without the hash of all of its bytes that `datasets` would compute."""
-    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
-
-
-class TextColumn:
-    """A column of texts, read by row number, in memory or memory-mapped as its dataset is.
+@dataclass(frozen=True, eq=False)
+class Additions:
+    """What can be a negative besides the corpus and the positives, and what of the corpus is searched.
 
     Args:
-        dataset: The dataset that holds the column.
-        name: The column.
+        anchors: The anchors, one per row, where they are searched.
+        cross_domain: Further corpora by name.
+        metadata_filter: Which rows of the given corpus may be a negative: a predicate, or int64 row numbers. Positives
+            that the corpus lacks have no metadata, and may not.
+        metadata_sources: Which rows of the given corpus make a source of their own, by name, likewise.
+        synthetic: Writes wrong answers for every positive.
     """
 
-    def __init__(self, dataset: Dataset, name: str) -> None:
-        self._dataset = dataset.with_format(None).select_columns([name])
-        self._name = name
-        self._open()
-
-    def _open(self) -> None:
-        self._chunks = self._dataset.data.column(self._name)
-        indices = self._dataset._indices
-        self._indices: Ids | None = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def take(self, rows: Sequence[int] | Ids) -> list[str]:
-        """Return the texts of these row numbers, in their order."""
-        numbers = np.asarray(rows, dtype=np.int64)
-        if self._indices is not None:
-            numbers = self._indices[numbers]
-        # 320 texts of 500 000: 0.1 ms with `take` on one chunk, 51 ms with `take` on 500, 0.6 ms one by one.
-        chunks = self._chunks
-        if chunks.num_chunks == 1:
-            texts: list[str] = chunks.chunk(0).take(pa.array(numbers)).to_pylist()
-            return texts
-        return [chunks[number].as_py() for number in numbers.tolist()]
-
-    def batches(self, size: int = _READ_ROWS) -> Iterator[list[Any]]:
-        """Yield all texts in order, in lists of at most ``size``."""
-        for start in range(0, len(self), size):
-            if self._indices is None:
-                yield self._chunks.slice(start, size).to_pylist()
-            else:
-                yield self.take(np.arange(start, min(start + size, len(self))))
-
-    def followed_by(self, texts: list[str]) -> TextColumn:
-        """Return the column with these texts at its end."""
-        added = pa.table({self._name: pa.array(texts, type=self._chunks.type)})
-        return TextColumn(concatenate_datasets([self._dataset, dataset_of(added)]), self._name)
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> TextColumn:
-        """Return a column of these texts, in memory."""
-        return cls(dataset_of(pa.table({"text": pa.array(texts, type=pa.large_string())})), "text")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_name": self._name}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+    anchors: TextColumn | None = None
+    cross_domain: Mapping[str, Sequence[str] | Dataset] = field(default_factory=dict)
+    metadata_filter: Predicate | Ids | None = None
+    metadata_sources: Mapping[str, Predicate | Ids] = field(default_factory=dict)
+    synthetic: TextWriter | None = None
 
 
-def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empty: bool = False) -> None:
-    """Make sure that a column exists, holds text and has no missing or empty text.
+@dataclass(frozen=True)
+class Block:
+    """A run of corpus ids that came in together.
 
     Args:
-        dataset: The dataset.
-        name: The column's name.
-        parameter: What to call the column in the error, such as ``"anchor_column_name"``.
-        allow_empty: Whether empty texts are let through; None never is.
-
-    Raises:
-        ValueError: If the column is missing, or some of its texts are ``None`` or empty (their rows are named).
-        TypeError: If the column does not hold text.
+        name: ``"corpus"``, ``"positive"``, ``"anchor"``, ``"synthetic"``, or the name of a further corpus.
+        start: First corpus id.
+        stop: The corpus id after the last.
     """
-    if name not in dataset.column_names:
-        close = get_close_matches(name, dataset.column_names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"`{parameter}={name!r}` is not a column of the dataset. Columns are {dataset.column_names}.{hint}"
-        )
-    dtype = getattr(dataset.features[name], "dtype", None)
-    if dtype not in ("string", "large_string"):
-        raise TypeError(
-            f"Expected the column {name!r} to hold text (strings), got {dataset.features[name]}. "
-            "Name a text column, or turn this one into text with `dataset.map`."
-        )
-    bad: list[int] = []
-    row = 0
-    for texts in TextColumn(dataset, name).batches():
-        bad += [row + i for i, text in enumerate(texts) if text is None or not (allow_empty or text.strip())]
-        row += len(texts)
-    if bad:
-        shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
-        raise ValueError(
-            f"Expected a text in every row of the column {name!r}, got None or an empty text in {len(bad):,} "
-            f"row{'s' if len(bad) > 1 else ''}: {shown}. Remove them, for example with "
-            f"`dataset.filter(lambda row: row[{name!r}] and row[{name!r}].strip())`."
-        )
+
+    name: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """All texts that can be a negative, under one numbering.
 
-    The numbers (corpus ids) are the rows of the given corpus, then the positives that are missing from it.
+    The numbers (corpus ids) are the rows of the given corpus, then the positives that are missing from it, then the rows
+    of further corpora, then the anchors where they are searched, then synthetic texts.
 
     Args:
         texts: The texts; row number = corpus id.
         identities: int64 of shape ``(num_texts,)``: the lowest corpus id that carries the same text
-            (see :func:`same_text_key`).
+            (see :func:`~st_hardneg.texts.same_text_key`).
         searched: int64 of shape ``(num_searched,)``: the corpus ids that are searched. Equal texts are searched
             once, or a row could be given the same negative twice.
         num_given: How many of the texts were given as the corpus.
         given: The given corpus with all of its columns, if there was one.
         id_column: The column of ``given`` that holds the caller's own ids, if there is one.
+        blocks: The runs of corpus ids, in order.
+        parts: Corpus ids that are searched by themselves, by name: further corpora and metadata sources. Equal texts
+            stand once in a part.
+        anchor_ids: int64 of shape ``(num_queries,)``: the corpus id under which each query's own text can be a
+            negative of others; empty where anchors are not searched.
+        synthetic_ids: int64 of shape ``(num_synthetic,)``, ordered by ``synthetic_from``.
+        synthetic_from: int64 of the same shape: the positive that each was made from.
+        metadata_rows: int64: the rows of ``given`` that a metadata filter lets be a negative, or None for all.
     """
 
     texts: TextColumn
@@ -169,21 +90,39 @@ class Corpus:
     num_given: int
     given: Dataset | None = None
     id_column: str | None = None
+    blocks: tuple[Block, ...] = ()
+    parts: Mapping[str, Ids] = field(default_factory=dict)
+    anchor_ids: Ids = field(default_factory=_NONE.copy)
+    synthetic_ids: Ids = field(default_factory=_NONE.copy)
+    synthetic_from: Ids = field(default_factory=_NONE.copy)
+    metadata_rows: Ids | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def searched_anchors(self) -> Ids:
+        """Corpus ids of the anchors that are searched: equal texts once."""
+        return self._first_of_each(self.anchor_ids)
+
+    def _first_of_each(self, corpus_ids: Ids) -> Ids:
+        return corpus_ids[np.sort(np.unique(self.identities[corpus_ids], return_index=True)[1])]
+
     def external_ids(self, corpus_ids: Ids) -> list[str | None]:
         """Return the caller's own ids of these corpus ids.
 
-        A positive that was not part of the given corpus has no such id: it is called ``positive-`` and its corpus id.
-        -1 becomes None.
+        A text that was not part of the given corpus has no such id: it is called after where it came from and its corpus
+        id, such as ``positive-7``. -1 becomes None.
         """
         known = [] if self.given is None or self.id_column is None else self.given.with_format(None)[self.id_column][:]
         names = {-1: None} | {
-            i: str(known[i]) if i < len(known) else f"positive-{i}" for i in set(corpus_ids.tolist()) - {-1}
+            i: str(known[i]) if i < len(known) else f"{self._block_of(i).name}-{i}"
+            for i in set(corpus_ids.tolist()) - {-1}
         }
         return [names[i] for i in corpus_ids.tolist()]
+
+    def _block_of(self, corpus_id: int) -> Block:
+        return next(block for block in self.blocks if block.start <= corpus_id < block.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,10 +161,23 @@ class _Numbering:
 
     def add(self, text: str) -> int:
         corpus_id = self.start + len(self.identities)
-        if self.id_of_text.setdefault(_digest(text), corpus_id) == corpus_id:
+        if self.id_of_text.setdefault(text_digest(text), corpus_id) == corpus_id:
             self.unique_texts.append(corpus_id)
         self.identities.append(self.first_with_key.setdefault(same_text_key(text), corpus_id))
         return corpus_id
+
+    def add_all(self, texts: TextColumn) -> Ids:
+        """Number these texts, each anew."""
+        numbers = [self.add(text) for batch in texts.batches() for text in batch]
+        return np.asarray(numbers, dtype=np.int64)
+
+    def append(self, texts: TextColumn, name: str, before: TextColumn, blocks: list[Block]) -> tuple[TextColumn, Ids]:
+        """Number these texts, note their block, and return all texts and the new numbers."""
+        numbers = self.add_all(texts)
+        if len(numbers):
+            blocks.append(Block(name, int(numbers[0]), int(numbers[-1]) + 1))
+            before = before.followed_by(texts)
+        return before, numbers
 
     def place(self, texts: TextColumn) -> tuple[Ids, list[str]]:
         """Return the number of every text, and those that had none before."""
@@ -233,7 +185,7 @@ class _Numbering:
         missing: list[str] = []
         for batch in texts.batches():
             for text in batch:
-                corpus_id = self.id_of_text.get(_digest(text))
+                corpus_id = self.id_of_text.get(text_digest(text))
                 if corpus_id is None:
                     corpus_id = self.add(text)
                     missing.append(text)
@@ -247,45 +199,135 @@ def number_texts(
     *,
     distinct: Literal["identity", "text"] = "identity",
     allow_empty: bool = False,
+    additions: Additions | None = None,
 ) -> NumberedPositives:
     """Give every text that can be a negative its number.
 
     Args:
         positives: The positives, one per row.
         corpus: Further texts, or None for the positives alone.
-        distinct: Search one text per ``"identity"`` (what :func:`same_text_key` calls the same), or one per exact
-            ``"text"``, as ``sentence_transformers.util.mine_hard_negatives`` does.
+        distinct: Search one text per ``"identity"`` (what :func:`~st_hardneg.texts.same_text_key` calls the same), or one
+            per exact ``"text"``, as ``sentence_transformers.util.mine_hard_negatives`` does.
         allow_empty: Whether the corpus may hold empty texts.
+        additions: What else can be a negative.
 
     Raises:
-        ValueError: If the corpus is empty or has empty texts, or no text column can be made out.
+        ValueError: If the corpus is empty or has empty texts, no text column can be made out, or a metadata predicate
+            leaves nothing.
         TypeError: If the corpus is neither a list of texts nor a Dataset.
     """
+    additions = additions or Additions()
     given, text_column, id_column = _given_corpus(corpus, positives, allow_empty)
     numbering = _Numbering({}, {}, 0)
-    texts = None
+    blocks: list[Block] = []
+    texts = TextColumn.of([])
     if given is not None:
         texts = TextColumn(given, text_column)
-        for batch in texts.batches():
-            for text in batch:
-                numbering.add(text)
+        numbering.add_all(texts)
+        blocks.append(Block("corpus", 0, len(texts)))
     num_given = len(numbering.identities)
     row_positive, missing = numbering.place(positives)
-    if texts is None:
-        texts = TextColumn.of(missing)
-    elif missing:
-        texts = texts.followed_by(missing)
+    if missing:
+        texts = texts.followed_by(missing) if given is not None else TextColumn.of(missing)
+        blocks.append(Block("positive", num_given, len(texts)))
+    # Rows of the given corpus that a predicate selects are found before any further text is written or read.
+    rows = (
+        None if additions.metadata_filter is None else rows_where(given, additions.metadata_filter, "metadata_filter")
+    )
+    subsets = {
+        name: rows_where(given, predicate, f"metadata_sources[{name!r}]")
+        for name, predicate in additions.metadata_sources.items()
+    }
+    searched = _searched(numbering, rows, distinct)
+    parts: dict[str, Ids] = {}
+    for name, further in additions.cross_domain.items():
+        dataset, column, _ = _given_corpus(further, positives, False, f"cross_domain[{name!r}]")
+        assert dataset is not None
+        texts, parts[name] = numbering.append(TextColumn(dataset, column), name, texts, blocks)
+    anchor_ids = synthetic_ids = synthetic_from = _NONE
+    if additions.anchors is not None:
+        unique = list(dict.fromkeys(text for batch in additions.anchors.batches() for text in batch))
+        texts, anchor_ids = numbering.append(TextColumn.of(unique), "anchor", texts, blocks)
+    if additions.synthetic is not None:
+        origins = np.unique(row_positive)
+        written = additions.synthetic(texts.take(origins))
+        synthetic_from = np.repeat(origins, [len(some) for some in written])
+        flat = TextColumn.of([text for some in written for text in some])
+        texts, synthetic_ids = numbering.append(flat, "synthetic", texts, blocks)
+    numbered = Corpus(
+        texts, np.asarray(numbering.identities, dtype=np.int64), searched, num_given, given, id_column, tuple(blocks),
+        anchor_ids=anchor_ids, synthetic_ids=synthetic_ids, synthetic_from=synthetic_from, metadata_rows=rows,
+    )  # fmt: skip
+    for name, subset in subsets.items():
+        allowed = subset if rows is None else np.intersect1d(subset, rows)
+        if not len(allowed):
+            raise ValueError(
+                f"Expected texts in `metadata_sources[{name!r}]`, got none that `metadata_filter` lets through. Loosen "
+                "one of the two."
+            )
+        parts[name] = allowed
+    parts = {name: numbered._first_of_each(ids) for name, ids in parts.items()}
+    return NumberedPositives(
+        replace(numbered, parts=parts), row_positive, numbering.id_of_text, numbering.first_with_key
+    )
+
+
+def _searched(numbering: _Numbering, rows: Ids | None, distinct: str) -> Ids:
+    """Return the corpus ids of the corpus and the positives that are searched, in order."""
+    if distinct == "text":
+        return np.asarray(numbering.unique_texts, dtype=np.int64)
     identities = np.asarray(numbering.identities, dtype=np.int64)
-    if distinct == "identity":
-        searched = np.flatnonzero(identities == np.arange(len(identities)))
-    else:
-        searched = np.asarray(numbering.unique_texts, dtype=np.int64)
-    numbered = Corpus(texts, identities, searched, num_given, given, id_column)
-    return NumberedPositives(numbered, row_positive, numbering.id_of_text, numbering.first_with_key)
+    if rows is None:
+        return np.flatnonzero(identities == np.arange(len(identities)))
+    # The first of equal texts that the filter lets through.
+    found: Ids = rows[np.sort(np.unique(identities[rows], return_index=True)[1])]
+    return found
+
+
+def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str) -> Ids:
+    """Return the rows of a corpus for which a predicate is true, int64 in ascending order.
+
+    Args:
+        given: The corpus.
+        predicate: ``row as a dictionary -> bool``; or row numbers, which are returned as they are.
+        parameter: What to call the predicate in errors.
+
+    Raises:
+        ValueError: If there is no corpus with columns to look at, or the predicate is true for no row.
+        TypeError: If the predicate cannot be called, or returns something else than True or False.
+    """
+    if isinstance(predicate, np.ndarray):
+        return predicate
+    if not callable(predicate):
+        raise TypeError(
+            f"Expected `{parameter}` to be a function of a corpus row (a dictionary) that returns True or False, got "
+            f"{type(predicate).__name__}. Pass `lambda row: row['year'] >= 2020`, for example."
+        )
+    if given is None:
+        raise ValueError(
+            f"Expected a `corpus` with columns for `{parameter}` to look at, got none. Pass a `datasets.Dataset` as "
+            "`corpus`."
+        )
+    found: list[int] = []
+    for number, row in enumerate(given.with_format(None)):
+        answer = predicate(row)
+        if not isinstance(answer, (bool, np.bool_)):
+            raise TypeError(
+                f"Expected `{parameter}` to return True or False, got {answer!r} for row {number} of the corpus. Compare "
+                "a column with a value, for example."
+            )
+        if answer:
+            found.append(number)
+    if not found:
+        raise ValueError(
+            f"Expected `{parameter}` to be true for some of the {len(given):,} rows of the corpus, got none: it removes "
+            f"everything. Columns are {given.column_names}."
+        )
+    return np.asarray(found, dtype=np.int64)
 
 
 def _given_corpus(
-    corpus: Sequence[str] | Dataset | None, positives: TextColumn, allow_empty: bool
+    corpus: Sequence[str] | Dataset | None, positives: TextColumn, allow_empty: bool, parameter: str = "corpus"
 ) -> tuple[Dataset | None, str, str | None]:
     """Return the corpus as a dataset, its text column and its id column."""
     if corpus is None:
@@ -296,7 +338,7 @@ def _given_corpus(
         wrong = next((i for i, text in enumerate(corpus) if not isinstance(text, str)), None)
         if wrong is not None:
             raise TypeError(
-                f"Expected `corpus` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
+                f"Expected `{parameter}` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
                 "Pass strings only."
             )
         try:
@@ -304,21 +346,19 @@ def _given_corpus(
         except UnicodeEncodeError:
             bad = next(i for i, text in enumerate(corpus) if not _is_unicode(text))
             raise ValueError(
-                f"Expected `corpus` to hold valid Unicode, got a lone surrogate at position {bad}. Clean it, for "
+                f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate at position {bad}. Clean it, for "
                 "example with `text.encode('utf-8', 'replace').decode()`."
             ) from None
         dataset, text_column = dataset_of(table), "text"
     else:
         raise TypeError(
-            f"Expected `corpus` to be a list of texts, a `datasets.Dataset` or None, got {type(corpus).__name__}. "
+            f"Expected `{parameter}` to be a list of texts, a `datasets.Dataset` or None, got {type(corpus).__name__}. "
             "Turn it into one of these."
         )
     if len(dataset) == 0:
-        raise ValueError(
-            "Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine "
-            "among the positives."
-        )
-    check_text_column(dataset, text_column, "corpus", allow_empty=allow_empty)
+        advice = "Pass `corpus=None` to mine among the positives." if parameter == "corpus" else "Leave it out."
+        raise ValueError(f"Expected a {parameter} with at least one text, got an empty one. {advice}")
+    check_text_column(dataset, text_column, parameter, allow_empty=allow_empty)
     id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
     return dataset, text_column, id_column
 

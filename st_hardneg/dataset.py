@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SimilarityFunction
 
 from st_hardneg import shortfall, storage
+from st_hardneg.candidates import ANCHORS, DENSE
 from st_hardneg.checkpoint import CheckpointState
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus, Ids, TextColumn, check_text_column, number_texts
-from st_hardneg.encoding import Encodings
+from st_hardneg.corpus import Corpus, Predicate, TextWriter, number_texts
+from st_hardneg.encoding import Encoding, Encodings
 from st_hardneg.errors import MiningError, NotMinedError
 from st_hardneg.filters import ExtraFilter
 from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint
@@ -32,7 +34,10 @@ from st_hardneg.hardness import hardness_shares
 from st_hardneg.hub import push_mined
 from st_hardneg.inputs import (
     check_dataset,
+    check_num_topics,
     check_parts,
+    check_sources,
+    checked_additions,
     checked_config,
     column_names,
     default_searcher,
@@ -43,10 +48,13 @@ from st_hardneg.inputs import (
 from st_hardneg.mining import Mined, Mining, Recipe, mine_negatives, require_any
 from st_hardneg.pairs import KnownPositives, pair_up
 from st_hardneg.report import MiningReport, peak_memory_mb, summarize
-from st_hardneg.scoring import Scoring, embed
+from st_hardneg.scoring import Embeddings, Scoring, embed
 from st_hardneg.search import Searcher
 from st_hardneg.shortfall import Previous
+from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space, WrittenSource
 from st_hardneg.table import NegativeTable
+from st_hardneg.texts import Ids, TextColumn, check_text_column
+from st_hardneg.topics import cluster
 from st_hardneg.view import LiveView
 
 logger = logging.getLogger(__name__)
@@ -77,12 +85,23 @@ class HardNegativeDataset:
         searcher: A :class:`~st_hardneg.search.Searcher` to use in place of the config's.
         extra_filters: Callables ``(Candidates, Corpus) -> boolean (q, k)``, True where a candidate may stay: one, a
             sequence, or a mapping by name.
+        cross_domain: Further corpora by name, lists of texts or Datasets. Each is a source that ``config.sources`` can
+            name, searched by itself. A single corpus is called ``"cross_domain"``.
+        metadata_filter: A function of a corpus row (a dictionary of its columns) that returns True where the text may be
+            a negative. Positives that the corpus lacks have no metadata, and may not.
+        metadata_sources: Such functions by name: each makes a source of the rows for which it returns True, searched by
+            itself.
+        synthetic: Writes wrong answers: a callable from a list of positives to a list of texts for each, such as those
+            in :mod:`st_hardneg.sources.synthetic`. Needs a quota for ``"synthetic"``.
+        guide: Another model, which vetoes candidates that it scores above the positive, less ``config.guide_margin``.
 
     Raises:
-        ValueError: If a column is missing, a text is None or empty, the dataset or the corpus is empty, or both
-            ``searcher`` and ``use_faiss=True`` are given.
-        TypeError: If the dataset is of another kind, or a column does not hold text.
-        MissingExtraError: If ``use_faiss=True`` and FAISS is not installed.
+        ValueError: If a column is missing, a text is None or empty, the dataset or the corpus is empty, both
+            ``searcher`` and ``use_faiss=True`` are given, the config names an unknown source, or a predicate removes
+            everything.
+        TypeError: If the dataset is of another kind, a column does not hold text, or a predicate cannot be called.
+        MissingExtraError: If ``use_faiss=True`` and FAISS is not installed, or a source needs another extra.
+        MiningError: If ``synthetic`` writes nothing.
 
     Example:
         >>> from datasets import Dataset
@@ -102,9 +121,16 @@ class HardNegativeDataset:
         cross_encoder: CrossEncoder | None = None,
         searcher: Searcher | None = None,
         extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
+        cross_domain: Mapping[str, Sequence[str] | Dataset] | Sequence[str] | Dataset | None = None,
+        metadata_filter: Predicate | None = None,
+        metadata_sources: Mapping[str, Predicate] | None = None,
+        synthetic: TextWriter | None = None,
+        guide: SentenceTransformer | None = None,
     ) -> None:
         check_dataset(dataset)
         self.config = checked_config(config)
+        additions = checked_additions(cross_domain, metadata_filter, metadata_sources, synthetic, guide)
+        self.source_names = check_sources(self.config, additions)
         self.anchor_column_name, self.positive_column_name = column_names(
             dataset, anchor_column_name, positive_column_name
         )
@@ -121,9 +147,16 @@ class HardNegativeDataset:
 
         self._dataset = dataset
         self._row_weight = row_weights(dataset)
-        numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus)
+        anchors = TextColumn(dataset, self.anchor_column_name)
+        if "anchors" in self.config.search_spaces:
+            additions = replace(additions, anchors=anchors)
+        numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus, additions=additions)
         self._corpus = numbered.corpus
-        self._pairs = pair_up(TextColumn(dataset, self.anchor_column_name), numbered)
+        self._pairs = pair_up(anchors, numbered)
+        check_num_topics(self.config, self._pairs.num_queries)
+        self.guide = guide
+        self._guide_embeddings: Embeddings | None = None
+        self._lexical_index = LexicalIndex(self._corpus) if "lexical" in (self.config.sources or {}) else None
 
         self._mining: Mining | None = None
         self._previous_ids: Ids | None = None
@@ -167,7 +200,8 @@ class HardNegativeDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has views of its own: mining it must not change what another one's training reads.
-        return {**self.__dict__, "_table": None, "_view": None, "_handed_out": None}
+        state = {**self.__dict__, "_table": None, "_view": None, "_handed_out": None, "_guide_embeddings": None}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -262,6 +296,7 @@ class HardNegativeDataset:
         """
         mining = self.compute_mining(model, show_progress_bar=show_progress_bar)
         self.apply_mining(mining)
+        self.publish_topics()
         return mining.report
 
     def compute_mining(
@@ -270,6 +305,7 @@ class HardNegativeDataset:
         *,
         encodings: Encodings | None = None,
         step: int | None = None,
+        config: MiningConfig | None = None,
         show_progress_bar: bool = True,
         between_chunks: Callable[[], None] | None = None,
     ) -> Mining:
@@ -278,7 +314,8 @@ class HardNegativeDataset:
         Args:
             model: The model to search with.
             encodings: Prompts and routes; the config's if None.
-            step: Optimizer step to note in the report.
+            step: Optimizer step to note in the report and for every negative that is mined now.
+            config: The recipe in force this time, as a schedule has it; the dataset's own if None.
             show_progress_bar: Whether to show progress.
             between_chunks: Called after every chunk of queries that was searched.
 
@@ -288,30 +325,38 @@ class HardNegativeDataset:
         """
         started = time.perf_counter()
         similarity = similarity_name(model)
+        config = config or self.config
+        pairwise = SimilarityFunction.to_similarity_pairwise_fn(similarity)
         scoring = Scoring(
             embed(
                 self._pairs,
                 self._corpus,
                 model,
-                encodings or Encodings.from_config(self.config),
-                SimilarityFunction.to_similarity_pairwise_fn(similarity),
+                encodings or Encodings.from_config(config),
+                pairwise,
                 show_progress_bar=show_progress_bar,
             ),
             self._pairs,
             self._corpus,
             self.cross_encoder,
-            self.config.batch_size,
-            with_positive_similarity=self.config.max_positive_similarity is not None,
+            config.batch_size,
+            with_positive_similarity=config.max_positive_similarity is not None,
+            guide=self._guided(config, show_progress_bar),
         )
         encoded = time.perf_counter()
-        # A searcher holds the embeddings: one of our own is made for each mining, and gone after it.
-        searcher = self._searcher if self._searcher is not None else default_searcher(self.config)
-        searcher.index(scoring.embeddings.corpus[: len(self._corpus.searched)], similarity)
+        sources = self._sources(scoring, config, similarity)
         indexed = time.perf_counter()
-        recipe = Recipe(self.config, self.extra_filters, refresh=self._num_minings)
+        recipe = Recipe(
+            config,
+            self.extra_filters,
+            refresh=self._num_minings,
+            step=-1 if step is None else step,
+            random_spaces=self._spaces(config),
+            source_names=self.source_names,
+        )
         mined = mine_negatives(
             scoring,
-            searcher,
+            sources,
             recipe,
             previous=self._previous(),
             show_progress_bar=show_progress_bar,
@@ -324,7 +369,59 @@ class HardNegativeDataset:
             "search": search,
             "rest": time.perf_counter() - encoded - search,
         }
-        return self._by_row(mined, seconds, similarity, step)
+        mining = self._by_row(mined, seconds, similarity, recipe)
+        if config.num_topics is None:
+            return mining
+        topics = cluster(scoring.embeddings.queries, config.num_topics, seed=config.seed)
+        return replace(mining, topics=topics[self._pairs.row_query])
+
+    def _guided(self, config: MiningConfig, show_progress_bar: bool) -> Embeddings | None:
+        """Return the guide's embeddings; they are computed once, as the guide is not trained."""
+        if self.guide is not None and self._guide_embeddings is None:
+            name = similarity_name(self.guide)
+            own = Encodings(
+                Encoding("query", batch_size=config.batch_size), Encoding("document", batch_size=config.batch_size)
+            )
+            pairwise = SimilarityFunction.to_similarity_pairwise_fn(name)
+            self._guide_embeddings = embed(
+                self._pairs, self._corpus, self.guide, own, pairwise, show_progress_bar=show_progress_bar
+            )
+        return self._guide_embeddings
+
+    def _spaces(self, config: MiningConfig) -> tuple[Ids, ...]:
+        """Return the corpus ids of each space that the dense source searches."""
+        if "anchors" in config.search_spaces:
+            return self._corpus.searched, self._corpus.searched_anchors
+        return (self._corpus.searched,)
+
+    def _sources(self, scoring: Scoring, config: MiningConfig, similarity: str) -> dict[str, Source]:
+        """Return the sources that the quotas name, with their texts indexed."""
+
+        def space(corpus_ids: Ids, code: int) -> Space:
+            # A searcher holds the embeddings: one of our own is made for each mining, and gone after it. A searcher of
+            # the caller's is a single one, and serves the corpus.
+            is_main = corpus_ids is self._corpus.searched
+            searcher = self._searcher if self._searcher is not None and is_main else default_searcher(config)
+            searcher.index(scoring.embeddings.of_texts(corpus_ids), similarity)
+            return Space(searcher, corpus_ids, code)
+
+        sources: dict[str, Source] = {}
+        for name, quota in config.quotas.items():
+            if name == "dense":
+                spaces = zip(self._spaces(config), (DENSE, ANCHORS), strict=False)
+                sources[name] = DenseSource(scoring, tuple(space(ids, code) for ids, code in spaces))
+            elif name == "lexical":
+                assert self._lexical_index is not None
+                sources[name] = LexicalSource(scoring, self._lexical_index)
+            elif name == "random":
+                spaces_to_draw = self._spaces(config)
+                sources[name] = RandomSource(scoring, spaces_to_draw, quota, config.seed, self._num_minings)
+            elif name == "synthetic":
+                sources[name] = WrittenSource(scoring, config.seed, self._num_minings)
+            else:
+                part = space(self._corpus.parts[name], self.source_names.index(name))
+                sources[name] = DenseSource(scoring, (part,))
+        return sources
 
     def _previous(self) -> Previous | None:
         if self._mining is None:
@@ -332,9 +429,17 @@ class HardNegativeDataset:
         must_fill = torch.zeros(self._pairs.num_queries, dtype=torch.bool)
         if self._live_rows is not None:
             must_fill[torch.from_numpy(self._pairs.row_query[self._live_rows])] = True
-        return Previous(torch.from_numpy(self._mining.negative_ids[self._pairs.first_row]), must_fill)
+        first, mining = self._pairs.first_row, self._mining
+        return Previous(
+            torch.from_numpy(mining.negative_ids[first]),
+            must_fill,
+            torch.from_numpy(mining.sources[first]),
+            torch.from_numpy(mining.source_scores[first]),
+            torch.from_numpy(mining.steps[first]),
+            torch.from_numpy(mining.first_scores[first]),
+        )
 
-    def _by_row(self, mined: Mined, seconds: Mapping[str, float], similarity: str, step: int | None) -> Mining:
+    def _by_row(self, mined: Mined, seconds: Mapping[str, float], similarity: str, recipe: Recipe) -> Mining:
         rows = self._pairs.row_query
         negatives = mined.negatives
         negative_ids: Ids = negatives.corpus_ids.numpy()[rows]
@@ -342,27 +447,37 @@ class HardNegativeDataset:
         positive_scores = embeddings.similarity_of_pairs(
             torch.from_numpy(rows), torch.from_numpy(self._pairs.row_positive)[:, None]
         )
-        report = self._make_report(mined, negative_ids, seconds, similarity, step)
+        report = self._make_report(mined, negative_ids, seconds, similarity, recipe)
         return Mining(
             negative_ids,
             negatives.similarities.numpy()[rows],
             negatives.scores.numpy()[rows],
             negatives.ranks.numpy()[rows],
             mined.origin.numpy()[rows],
+            negatives.sources.numpy()[rows],
+            negatives.source_scores.numpy()[rows],
+            mined.steps.numpy()[rows],
+            mined.first_similarities.numpy()[rows],
             positive_scores.squeeze(1).numpy(),
             report,
         )
 
     def _make_report(
-        self, mined: Mined, negative_ids: Ids, seconds: Mapping[str, float], similarity: str, step: int | None
+        self,
+        mined: Mined,
+        negative_ids: Ids,
+        seconds: Mapping[str, float],
+        similarity: str,
+        recipe: Recipe,
     ) -> MiningReport:
-        scoring, negatives, tally = mined.scoring, mined.negatives, mined.tally
+        scoring, negatives, tally, config = mined.scoring, mined.negatives, mined.tally, recipe.config
+        by_source = torch.bincount(negatives.sources[negatives.is_present].long(), minlength=len(self.source_names))
         lowest = scoring.lowest_positive_scores[:, None]
         scores = negatives.scores.masked_fill(~negatives.is_present, torch.nan)
         slots = {how: int((mined.origin == how).sum()) for how in range(6)}
         return MiningReport(
             refresh=self._num_minings,
-            step=step,
+            step=None if recipe.step < 0 else recipe.step,
             num_rows=self._pairs.num_rows,
             num_queries=self._pairs.num_queries,
             num_corpus=len(self._corpus.searched),
@@ -384,13 +499,14 @@ class HardNegativeDataset:
                 "negative": summarize(scores),
                 "difference": summarize(lowest - scores),
             },
-            hardness=hardness_shares(lowest, scores, self.config.semi_hard_margin),
-            semi_hard_margin=self.config.semi_hard_margin,
+            hardness=hardness_shares(lowest, scores, config.semi_hard_margin),
+            semi_hard_margin=config.semi_hard_margin,
             churn=None if self._mining is None else churn(self._mining.negative_ids, negative_ids),
             seconds=dict(seconds),
             peak_memory_mb=peak_memory_mb(),
             similarity=similarity,
-            config=self.config.to_dict(),
+            config=config.to_dict(),
+            sources={name: int(count) for name, count in zip(self.source_names, by_source, strict=True) if count},
         )
 
     def apply_mining(self, mining: Mining) -> None:
@@ -417,6 +533,41 @@ class HardNegativeDataset:
         self._num_minings += 1
         self._mark_views()
 
+    def publish_topics(self) -> None:
+        """Let batch samplers see the topics of the last mining; the callback does so between epochs only."""
+        if self._view is not None and self._mining is not None:
+            self._view.topics = self._mining.topics
+
+    @property
+    def num_active(self) -> int:
+        """How many negatives of each row the live view shows."""
+        return self.config.num_negatives if self._table is None else self._table.num_active
+
+    @num_active.setter
+    def num_active(self, number: int) -> None:
+        if self._table is not None:
+            self._table.num_active = number
+
+    def check_in_force(self, config: MiningConfig) -> None:
+        """Raise if this dataset cannot be mined with a config that a schedule has changed.
+
+        Raises:
+            ValueError: If the config needs what was not numbered or given when the dataset was made.
+        """
+        named = {"dense", "random", *(self.config.sources or {})}
+        unknown = sorted(set(config.quotas) - named)
+        if unknown:
+            raise ValueError(
+                f"Expected sources that the dataset's own config names, got {unknown}. Name them there with a quota of 0."
+            )
+        if not set(config.search_spaces) <= set(self.config.search_spaces):
+            raise ValueError(
+                "Expected the dataset's own config to search the anchors, too, got `search_spaces=('corpus',)` there. Set "
+                "`search_spaces=('corpus', 'anchors')`."
+            )
+        check_num_topics(config, self._pairs.num_queries)
+        default_searcher(config)
+
     def _mark_views(self) -> None:
         # What `datasets` derives from a view from now on must not be mistaken for what it derived before.
         for view in self._handed_out:
@@ -429,12 +580,15 @@ class HardNegativeDataset:
         positives = hashlib.blake2b(self._pairs.row_positive.tobytes(), digest_size=16).hexdigest()
         return recipe_fingerprint(storage.corpus_fingerprint(self._corpus), anchors, positives)
 
-    def checkpoint_state(self, mined_at: int | None, reports: Sequence[MiningReport]) -> CheckpointState:
+    def checkpoint_state(
+        self, mined_at: int | None, reports: Sequence[MiningReport], schedule: Any = None
+    ) -> CheckpointState:
         """Return what a trainer's checkpoint has to hold of this dataset.
 
         Args:
             mined_at: Step of the last refresh of the training, or None.
             reports: Reports of the training so far.
+            schedule: What identifies the schedule of the training.
         """
         mining = self._mined("checkpoint_state()")
         return CheckpointState(
@@ -446,6 +600,8 @@ class HardNegativeDataset:
             [report.to_dict() for report in reports],
             self.config.to_dict(),
             self.data_fingerprint,
+            schedule=schedule,
+            epoch_topics=None if self._view is None else self._view.topics,
         )
 
     def restore(self, state: CheckpointState, *, old_batches: int = 0) -> None:
@@ -472,6 +628,8 @@ class HardNegativeDataset:
         self._previous_ids = state.previous_ids
         self._mining = state.mining
         self._num_minings = state.num_minings
+        if self._view is not None:
+            self._view.topics = state.epoch_topics
         self._mark_views()
 
     def serve_previous(self, batches: int) -> None:
@@ -527,6 +685,7 @@ class HardNegativeDataset:
                 self._row_weight,
                 owner=self,
             )
+            self.publish_topics()
         view = self._view.dataset(self._live_rows, self._dataset, with_ids=with_ids)
         self._handed_out.add(view)
         return view
@@ -574,15 +733,19 @@ class HardNegativeDataset:
         """Return where every negative of every row comes from.
 
         Returns:
-            A dataset with one row per row: ``row``, ``positive_id``, ``positive_score``, ``negative_ids``,
-            ``negative_scores``, ``negative_ranks`` (from 0, -1 where it did not come from the search) and
-            ``negative_sources``. Ids are the corpus's own if it has a column of them (a positive that it lacks is
-            ``positive-`` and a number), and row numbers of ``corpus`` otherwise.
+            A dataset with one row per row: ``row``, ``positive_id``, ``positive_score``, and for every negative
+            ``negative_ids``, ``negative_scores`` (the model's similarity), ``negative_ranks`` (place in its source, from
+            0; -1 where it has none), ``negative_sources``, ``negative_steps`` (the training step at which it was mined; -1
+            before training) and ``negative_slots`` (how the slot was filled: mined, carried over, random, repeated, last
+            resort). A cross encoder's and BM25's scores have columns of their own. Ids are the corpus's own if it has a
+            column of them (a positive that it lacks is ``positive-`` and a number), and row numbers of ``corpus``
+            otherwise.
 
         Raises:
             NotMinedError: If nothing was mined yet.
         """
-        return storage.provenance_dataset(self._mined("provenance()"), self._pairs.row_positive, self._corpus)
+        mining = self._mined("provenance()")
+        return storage.provenance_dataset(mining, self._pairs.row_positive, self._corpus, self.source_names)
 
     # --- disk and Hub ---------------------------------------------------------------------------------------------
 
@@ -612,6 +775,7 @@ class HardNegativeDataset:
     def _needs(self) -> list[str]:
         needs = ["cross_encoder"] if self.cross_encoder is not None else []
         needs += ["searcher"] if self._searcher is not None else []
+        needs += ["guide"] if self.guide is not None else []
         return needs + [f"extra_filters[{name!r}]" for name in self.extra_filters]
 
     @classmethod
@@ -622,6 +786,7 @@ class HardNegativeDataset:
         cross_encoder: CrossEncoder | None = None,
         searcher: Searcher | None = None,
         extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
+        guide: SentenceTransformer | None = None,
     ) -> HardNegativeDataset:
         """Read what :meth:`save_to_disk` wrote.
 
@@ -630,6 +795,7 @@ class HardNegativeDataset:
             cross_encoder: The cross encoder, if the recipe had one.
             searcher: The searcher, if the recipe had one of its own.
             extra_filters: The extra filters, if the recipe had some.
+            guide: The guide, if the recipe had one.
 
         Raises:
             FileNotFoundError: If the folder is not there.
@@ -645,6 +811,8 @@ class HardNegativeDataset:
             cross_encoder=cross_encoder,
             searcher=searcher,
             extra_filters=extra_filters,
+            guide=guide,
+            **saved.additions,
         )
         missing = sorted(set(saved.needs) - set(loaded._needs()))
         if missing:
@@ -652,7 +820,9 @@ class HardNegativeDataset:
                 f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass "
                 f"{'it' if len(missing) == 1 else 'them'} to `load_from_disk` again."
             )
-        loaded._mining, loaded._live_rows = saved.mining_of(loaded._corpus, loaded._pairs.num_rows)
+        loaded._mining, loaded._live_rows = saved.mining_of(
+            loaded._corpus, loaded._pairs.num_rows, len(loaded.source_names)
+        )
         loaded._num_minings = saved.num_minings
         return loaded
 

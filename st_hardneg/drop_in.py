@@ -16,8 +16,9 @@ from datasets import Dataset
 from sentence_transformers import SimilarityFunction
 from torch import Tensor, nn
 
+from st_hardneg.candidates import DENSE
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import TextColumn, check_text_column, number_texts
+from st_hardneg.corpus import number_texts
 from st_hardneg.encoding import Encoding, Encodings, encode
 from st_hardneg.errors import require_extra
 from st_hardneg.filters import ExtraFilter
@@ -27,6 +28,8 @@ from st_hardneg.mining import Mined, Recipe, mine_negatives
 from st_hardneg.pairs import pair_up
 from st_hardneg.scoring import Embeddings, Scoring, encoded_texts
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+from st_hardneg.sources import DenseSource, Space
+from st_hardneg.texts import TextColumn, check_text_column
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -204,7 +207,8 @@ def mine_hard_negatives(
             include_positives=include_positives,
             reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
         )
-        mined = mine_negatives(scoring, searcher, recipe, show_progress_bar=True)
+        dense = DenseSource(scoring, (Space(searcher, numbered.corpus.searched, DENSE),))
+        mined = mine_negatives(scoring, {"dense": dense}, recipe, show_progress_bar=True)
         positive_scores = scoring.positive_scores
     say("Negative candidates mined, preparing dataset...")
     result = _write(mined, positive_scores, anchor_name, positive_name, output_format, output_scores)

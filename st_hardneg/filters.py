@@ -27,8 +27,14 @@ RULES = (
     "max_positive_similarity",
     "min_words",
     "exclude_pattern",
+    "shared_positive",
+    "guide",
 )
 """Names of the rules of this package; a caller's filter has another one."""
+
+_AGAINST_UNKNOWN_ANSWERS = ("absolute_margin", "relative_margin", "max_score", "max_positive_similarity", "guide")
+"""Rules that hold off right answers nobody has labelled. Synthetic texts were written to be wrong, close to the positive,
+and are not measured by them."""
 
 ExtraFilter = Callable[[Candidates, Corpus], Tensor]
 """A filter of the caller's: ``(candidates, corpus) -> boolean (q, k)``, True where a candidate may stay."""
@@ -86,6 +92,30 @@ def keeps_max_positive_similarity(candidates: Candidates, max_similarity: float)
     return candidates.positive_similarity <= max_similarity
 
 
+def keeps_guide(candidates: Candidates, margin: float) -> Tensor:
+    """Keep what the guide scores at most the query's lowest positive guide score minus ``margin``. Equality stays.
+
+    Source: GISTEmbed, https://huggingface.co/papers/2402.16829, with a margin as Sentence Transformers' losses have it.
+    """
+    assert candidates.guide_gap is not None
+    return candidates.guide_gap <= -margin
+
+
+def keeps_other_answers(candidates: Candidates, pairs: Pairs, corpus: Corpus) -> Tensor:
+    """Keep anchors that have no positive in common with the query: those that do ask the same thing."""
+    first_anchor = int(corpus.anchor_ids[0])
+    other = candidates.corpus_ids - first_anchor
+    is_anchor = (other >= 0) & (other < len(corpus.anchor_ids))
+    other = other.where(is_anchor, torch.zeros_like(other))
+    offsets, positives = torch.from_numpy(pairs.positive_offsets), torch.from_numpy(pairs.positive_ids)
+    count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
+    shared = torch.zeros_like(is_anchor)
+    for number in range(int(count.max()) if count.numel() else 0):
+        place = (offsets[other] + number).clamp(max=len(positives) - 1)
+        shared |= pairs.known.contains(candidates.query_ids, positives[place].masked_fill(count <= number, -1))
+    return ~shared
+
+
 def keeps_texts(candidates: Candidates, corpus: Corpus, is_good: Callable[[str], bool]) -> Tensor:
     """Keep the candidates whose text passes ``is_good``; each text is looked at once."""
     unique, place = candidates.corpus_ids.unique(return_inverse=True)
@@ -123,22 +153,29 @@ def keep_masks(
     if not include_positives:
         # A query's own text is in `known`, too; each rule counts its own.
         masks["positive"] = keeps_unknown(candidates, pairs.known) | ~masks["anchor"]
-    if config.absolute_margin is not None:
-        masks["absolute_margin"] = keeps_absolute_margin(candidates, config.absolute_margin)
-    if config.relative_margin is not None:
-        masks["relative_margin"] = keeps_relative_margin(candidates, config.relative_margin)
-    if config.max_score is not None:
-        masks["max_score"] = keeps_max_score(candidates, config.max_score)
-    if config.min_score is not None:
-        masks["min_score"] = keeps_min_score(candidates, config.min_score)
-    if config.max_positive_similarity is not None:
-        masks["max_positive_similarity"] = keeps_max_positive_similarity(candidates, config.max_positive_similarity)
+    for name, keeps, bound in (
+        ("absolute_margin", keeps_absolute_margin, config.absolute_margin),
+        ("relative_margin", keeps_relative_margin, config.relative_margin),
+        ("max_score", keeps_max_score, config.max_score),
+        ("min_score", keeps_min_score, config.min_score),
+        ("max_positive_similarity", keeps_max_positive_similarity, config.max_positive_similarity),
+        ("guide", keeps_guide, None if candidates.guide_gap is None else config.guide_margin),
+    ):
+        if bound is not None:
+            masks[name] = keeps(candidates, bound)
     if config.min_words is not None:
         min_words = config.min_words
         masks["min_words"] = keeps_texts(candidates, corpus, lambda text: len(text.split()) >= min_words)
     if config.exclude_pattern is not None:
         pattern = re.compile(config.exclude_pattern)
         masks["exclude_pattern"] = keeps_texts(candidates, corpus, lambda text: pattern.search(text) is None)
+    if len(corpus.anchor_ids):
+        masks["shared_positive"] = keeps_other_answers(candidates, pairs, corpus) | ~masks["anchor"]
+    if len(corpus.synthetic_ids):
+        is_synthetic = candidates.corpus_ids >= int(corpus.synthetic_ids[0])
+        masks = {
+            name: mask | is_synthetic if name in _AGAINST_UNKNOWN_ANSWERS else mask for name, mask in masks.items()
+        }
     for name, extra_filter in (extra_filters or {}).items():
         assert name not in masks, f"two rules are named {name!r}"
         masks[name] = _checked(name, extra_filter(candidates, corpus), candidates)

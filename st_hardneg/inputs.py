@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from st_hardneg.candidates import BUILT_IN_SOURCES
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Ids
+from st_hardneg.corpus import Additions
+from st_hardneg.errors import require_extra
 from st_hardneg.filters import RULES, ExtraFilter
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+from st_hardneg.sources.synthetic import checked_synthetic
+from st_hardneg.texts import Ids
 from st_hardneg.view import WEIGHT_UNIT
 
 _MAX_WEIGHT = 1e6
@@ -70,6 +76,95 @@ def check_parts(searcher: Any, cross_encoder: Any) -> None:
         raise TypeError(
             f"Expected `cross_encoder` to be a CrossEncoder, got {type(cross_encoder).__name__}, which has no "
             "`predict`."
+        )
+
+
+def checked_additions(
+    cross_domain: Any, metadata_filter: Any, metadata_sources: Any, synthetic: Any, guide: Any
+) -> Additions:
+    """Return what is searched besides the corpus, by name.
+
+    Raises:
+        TypeError: If a part is of the wrong kind.
+        ValueError: If two sources have one name, or a name is empty.
+    """
+    further = cross_domain if isinstance(cross_domain, Mapping) else {"cross_domain": cross_domain}
+    further = {name: corpus for name, corpus in further.items() if cross_domain is not None}
+    predicates = {} if metadata_sources is None else metadata_sources
+    if not isinstance(predicates, Mapping):
+        raise TypeError(
+            f"Expected `metadata_sources` to map names to functions of a corpus row, got {type(predicates).__name__}. "
+            "Pass `{'recent': lambda row: row['year'] >= 2020}`, for example."
+        )
+    for name in (*further, *predicates):
+        if not isinstance(name, str) or not name or name in (*BUILT_IN_SOURCES, "corpus", "positive", "anchor"):
+            raise ValueError(
+                f"Expected a name of its own for each further source, got {name!r}. Names of built-in sources are "
+                f"{list(BUILT_IN_SOURCES)}."
+            )
+    both = sorted(set(further) & set(predicates))
+    if both:
+        raise ValueError(f"Expected different names in `cross_domain` and `metadata_sources`, got {both} in both.")
+    if synthetic is not None and not callable(synthetic):
+        raise TypeError(
+            f"Expected `synthetic` to be a function from positives to texts for each, got {type(synthetic).__name__}. "
+            "Pass a maker of `st_hardneg.sources.synthetic`, for example `KeywordEdits()`."
+        )
+    if guide is not None:
+        similarity_name(guide)
+    writer = None if synthetic is None else partial(checked_synthetic, synthetic)
+    return Additions(
+        cross_domain=further, metadata_filter=metadata_filter, metadata_sources=predicates, synthetic=writer
+    )
+
+
+def check_sources(config: MiningConfig, additions: Additions) -> tuple[str, ...]:
+    """Make sure that there is a source for every quota, and return the names of all sources.
+
+    Raises:
+        ValueError: If a quota names an unknown source, or synthetic texts have a quota and no writer, or the other way
+            round.
+        MissingExtraError: If a source needs an extra that is not installed.
+    """
+    names = (*BUILT_IN_SOURCES, *additions.cross_domain, *additions.metadata_sources)
+    named = config.quotas if config.sources is None else config.sources
+    for name in named:
+        if name not in names:
+            known = [other for other in names if other != "anchors"]
+            close = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"Expected `sources` to name sources of this dataset, got {name!r}. Sources are {known}; further ones "
+                f"come with `cross_domain` and `metadata_sources`.{hint}"
+            )
+    if "lexical" in named:
+        require_extra("bm25s", "lexical", "The source 'lexical'")
+    if "synthetic" in named and additions.synthetic is None:
+        raise ValueError(
+            "Expected `synthetic=` to write the texts for the quota of 'synthetic', got None. Pass a maker, for example "
+            "`st_hardneg.sources.synthetic.KeywordEdits()`."
+        )
+    unused = [name for name in (*additions.cross_domain, *additions.metadata_sources) if name not in named]
+    unused += ["synthetic"] if additions.synthetic is not None and "synthetic" not in named else []
+    if unused:
+        raise ValueError(
+            f"Expected a quota for every source that was given, got none for {unused}, so that nothing would come from "
+            "there. Name them in `MiningConfig(sources={...})` (0 for a source that a schedule brings in later), or leave "
+            "them out."
+        )
+    return names
+
+
+def check_num_topics(config: MiningConfig, num_queries: int) -> None:
+    """Raise if more topics are asked for than there are queries.
+
+    Raises:
+        ValueError: If so.
+    """
+    if config.num_topics is not None and config.num_topics > num_queries:
+        raise ValueError(
+            f"Expected `num_topics` to be at most the number of queries, {num_queries:,}, got {config.num_topics:,}. "
+            "Lower it; a topic should have several batches of anchors."
         )
 
 

@@ -10,8 +10,9 @@ from datasets import Dataset
 from datasets.utils._dill import pklregister
 from sentence_transformers import SimilarityFunction
 
+from st_hardneg.candidates import DENSE
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus, TextColumn, check_text_column, number_texts, same_text_key
+from st_hardneg.corpus import Corpus, number_texts
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoding import Encodings, encode
 from st_hardneg.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
@@ -20,6 +21,8 @@ from st_hardneg.mining import Mined, Recipe, mine_negatives
 from st_hardneg.pairs import Pairs, pair_up
 from st_hardneg.scoring import Embeddings, Scoring, encoded_texts
 from st_hardneg.search import Searcher
+from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space
+from st_hardneg.texts import TextColumn, check_text_column, same_text_key
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -70,6 +73,7 @@ class HardNegativeMiner:
         self.output_scores = output_scores
         self.model = model
         self._similarity = similarity_name(model)
+        _check_config(self.config)
         default_searcher(self.config)  # a missing extra is an error now, not in the middle of a map
         known = positives
         if known is not None and not isinstance(known, HardNegativeDataset):
@@ -89,6 +93,7 @@ class HardNegativeMiner:
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
         self._embeddings = encode(model, texts, self._encodings.corpus, show_progress_bar=True)
+        self._lexical_index = LexicalIndex(self._numbered.corpus) if "lexical" in self.config.quotas else None
         self._searcher: Searcher | None = None
         self.fingerprint = self._make_fingerprint()
 
@@ -134,7 +139,7 @@ class HardNegativeMiner:
             numbered.corpus,
             with_positive_similarity=self.config.max_positive_similarity is not None,
         )
-        mined = mine_negatives(scoring, self._ready_searcher(), Recipe(self.config))
+        mined = mine_negatives(scoring, self._sources(scoring), Recipe(self.config))
         return {**batch, **self._columns(mined, len(anchors))}
 
     def _texts_of(self, batch: Mapping[str, list[Any]]) -> tuple[list[str], list[str]]:
@@ -172,6 +177,15 @@ class HardNegativeMiner:
             self._searcher.index(self._embeddings, self._similarity)
         return self._searcher
 
+    def _sources(self, scoring: Scoring) -> dict[str, Source]:
+        searched, quotas = self._numbered.corpus.searched, self.config.quotas
+        sources: dict[str, Source] = {"dense": DenseSource(scoring, (Space(self._ready_searcher(), searched, DENSE),))}
+        if self._lexical_index is not None:
+            sources["lexical"] = LexicalSource(scoring, self._lexical_index)
+        if "random" in quotas:
+            sources["random"] = RandomSource(scoring, (searched,), quotas["random"], self.config.seed, refresh=0)
+        return sources
+
     def _columns(self, mined: Mined, num_rows: int) -> dict[str, list[Any]]:
         scoring = mined.scoring
         query = scoring.pairs.row_query[:num_rows]
@@ -192,6 +206,22 @@ class HardNegativeMiner:
     def __getstate__(self) -> dict[str, Any]:
         # Another process indexes anew: not every index can be pickled.
         return {**self.__dict__, "_searcher": None}
+
+
+def _check_config(config: MiningConfig) -> None:
+    """Raise if the config asks for what a batch by itself does not have."""
+    unknown = sorted(set(config.quotas) - {"dense", "lexical", "random"})
+    if unknown:
+        raise ValueError(
+            f"Expected quotas for 'dense', 'lexical' and 'random' only, which is what a HardNegativeMiner has, got "
+            f"{unknown}. Use a HardNegativeDataset for other sources."
+        )
+    for name in ("search_spaces", "replacement", "num_topics"):
+        if getattr(config, name) != getattr(MiningConfig(), name):
+            raise ValueError(
+                f"Expected `{name}={getattr(MiningConfig(), name)!r}`, got {getattr(config, name)!r}, which needs all "
+                "rows at once; `map` shows one batch. Use a HardNegativeDataset."
+            )
 
 
 def _positives_by_anchor(known: HardNegativeDataset | None) -> dict[bytes, list[str]]:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from st_hardneg import shortfall
-from st_hardneg.candidates import Candidates, Negatives
+from st_hardneg.candidates import ANCHORS, BUILT_IN_SOURCES, RANDOM, Candidates, Found, Negatives, joined
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus, Ids
 from st_hardneg.errors import MiningError
 from st_hardneg.filters import ExtraFilter, keep_masks
-from st_hardneg.pairs import Pairs
+from st_hardneg.hardness import is_easy_by_now
 from st_hardneg.report import MiningReport, Tally
-from st_hardneg.sampling import choose, uniform_noise, window_of_survivors
+from st_hardneg.sampling import (
+    choose,
+    distance_log_weights,
+    equal_log_weights,
+    log_rank_log_weights,
+    simans_log_weights,
+    softmax_log_weights,
+    uniform_noise,
+    window_of_survivors,
+)
 from st_hardneg.scoring import Scoring
-from st_hardneg.search import Searcher, checked_search
 from st_hardneg.shortfall import Previous
-
-# Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
-_MAX_HITS = 500_000
+from st_hardneg.sources import RandomSource, SearchPlan, Source
+from st_hardneg.sources.uniform import RANDOM_RATE, RANDOM_RATE_COIN
+from st_hardneg.texts import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +46,9 @@ class Recipe:
         reserved: int64 of shape ``(num_queries,)``: how many places among what is retrieved are set aside for
             positives; by default each query's number of positives.
         refresh: How many times these queries were mined before; part of every random draw.
+        step: Training step to note for every negative that is mined now; -1 before training.
+        random_spaces: Corpus ids, int64, of the spaces from which ``random_rate`` draws; the searched texts by default.
+        source_names: What the numbers of sources stand for.
     """
 
     config: MiningConfig
@@ -47,6 +56,9 @@ class Recipe:
     include_positives: bool = False
     reserved: Ids | None = None
     refresh: int = 0
+    step: int = -1
+    random_spaces: tuple[Ids, ...] = ()
+    source_names: tuple[str, ...] = BUILT_IN_SOURCES
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +69,17 @@ class Mined:
         negatives: The negatives of every query.
         origin: int8 of shape ``(num_queries, num_negatives)``: how each slot was filled, see
             :mod:`st_hardneg.shortfall`.
+        steps: int64 of the same shape: the training step at which each negative was mined; -1 before training.
+        first_similarities: float32 of the same shape: the model's similarity at that time.
         scoring: The scores that the run worked with.
         tally: What the filters removed.
-        search_seconds: Seconds spent in the searcher.
+        search_seconds: Seconds spent in the sources.
     """
 
     negatives: Negatives
     origin: Tensor
+    steps: Tensor
+    first_similarities: Tensor
     scoring: Scoring
     tally: Tally
     search_seconds: float
@@ -80,8 +96,13 @@ class Mining:
             is one.
         ranks: int64 of the same shape: place among what the search returned, from 0; -1 where it came otherwise.
         origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.shortfall`.
+        sources: int8 of the same shape: where the negative comes from, as a place in the dataset's ``source_names``.
+        source_scores: float32 of the same shape: the source's own score (BM25); NaN where there is none.
+        steps: int64 of the same shape: the training step at which it was mined; -1 before training.
+        first_scores: float32 of the same shape: the model's similarity at that time.
         positive_scores: float32 of shape ``(num_rows,)``: the model's similarity of anchor and positive.
         report: The report.
+        topics: int32 of shape ``(num_rows,)``: the cluster of each row's anchor, if the config asks for topics.
     """
 
     negative_ids: Ids
@@ -89,157 +110,189 @@ class Mining:
     chosen_by: npt.NDArray[np.float32]
     ranks: Ids
     origin: npt.NDArray[np.int8]
+    sources: npt.NDArray[np.int8]
+    source_scores: npt.NDArray[np.float32]
+    steps: Ids
+    first_scores: npt.NDArray[np.float32]
     positive_scores: npt.NDArray[np.float32]
     report: MiningReport
+    topics: npt.NDArray[np.int32] | None = None
 
 
 def mine_negatives(
     scoring: Scoring,
-    searcher: Searcher,
+    sources: Mapping[str, Source],
     recipe: Recipe,
     *,
     previous: Previous | None = None,
     show_progress_bar: bool = False,
     between_chunks: Callable[[], None] | None = None,
 ) -> Mined:
-    """Search, score, filter and choose, some queries at a time.
+    """Ask the sources, score, filter and choose, some queries at a time.
 
     Args:
         scoring: Queries, corpus and their embeddings.
-        searcher: A searcher that has indexed the embeddings of the searched corpus texts.
+        sources: The sources that the config's quotas name.
         recipe: What to look for.
-        previous: What the queries had before, for slots that cannot be filled otherwise.
+        previous: What the queries had before, for slots that keep it or cannot be filled otherwise.
         show_progress_bar: Whether to show progress.
         between_chunks: Called after every chunk of queries.
 
     Raises:
         MiningError: If a query gets too few negatives and ``shortfall="error"``.
     """
-    config, pairs, corpus = recipe.config, scoring.pairs, scoring.corpus
-    plan = SearchPlan.of(recipe, pairs, corpus, rescored=scoring.cross_encoder is not None)
-    tally = Tally()
+    config = recipe.config
+    plan = SearchPlan.of(
+        config,
+        scoring.pairs,
+        scoring.corpus,
+        reserved=recipe.reserved,
+        filtered=bool(recipe.extra_filters),
+        rescored=scoring.cross_encoder is not None,
+    )
+    run = _Run(scoring, sources, recipe, plan, previous, Tally())
     chunks: list[Negatives] = []
-    search_seconds = 0.0
     for query_ids in plan.chunks(config.query_chunk_size, show_progress_bar):
-        started = time.perf_counter()
-        found = _retrieve(scoring, searcher, plan, query_ids)
-        search_seconds += time.perf_counter() - started
-        candidates = scoring.candidates(*found)
-        masks = keep_masks(
-            candidates, pairs, corpus, config, recipe.extra_filters, include_positives=recipe.include_positives
-        )
-        keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
-        tally.count(candidates, masks, keep)
-        chunks.append(_choose(candidates, keep, plan, recipe, pairs))
+        chunks.append(run.negatives_of(query_ids))
         if between_chunks is not None:
             between_chunks()
-
-    negatives = plan.in_order(chunks)
-    filled, origin = shortfall.fill(negatives, scoring, recipe.config, recipe.extra_filters, recipe.refresh, previous)
-    return Mined(filled, origin, scoring, tally, search_seconds)
-
-
-@dataclass(frozen=True, eq=False)
-class SearchPlan:
-    """How deep to search for each query, and in which order.
-
-    Queries are searched in order of depth, so that one with 200 positives does not make the search deeper for all.
-
-    Args:
-        start: First rank of the window.
-        stop: int64 of shape ``(num_queries,)``: the rank after the last.
-        depth: int64 of shape ``(num_queries,)``: candidates that are considered, besides those that ``extra`` names.
-        extra: int64 of shape ``(num_queries,)``: texts that are never a negative and are not counted in ``depth``: the
-            anchor itself and duplicates of positives.
-        order: int64 of shape ``(num_queries,)``: the queries in order of search.
-    """
-
-    start: int
-    stop: Ids
-    depth: Ids
-    extra: Ids
-    order: Ids
-
-    @classmethod
-    def of(cls, recipe: Recipe, pairs: Pairs, corpus: Corpus, *, rescored: bool) -> SearchPlan:
-        """Plan the search of all queries."""
-        config = recipe.config
-        reserved = pairs.num_positives if recipe.reserved is None else recipe.reserved
-        start, stop_without = config.window(0, rescored=rescored, filtered=bool(recipe.extra_filters))
-        stop = np.full(pairs.num_queries, stop_without, dtype=np.int64)
-        if config.range_max is None:
-            stop += reserved
-        raw = config.rank_window == "raw"
-        depth = stop if raw else stop + reserved
-        extra = np.zeros_like(stop) if raw else _extra_texts(pairs, corpus)
-        return cls(start, stop, depth, extra, np.argsort(depth + extra, kind="stable"))
-
-    def chunks(self, size: int, show_progress_bar: bool) -> Iterator[Tensor]:
-        """Yield the queries in order of search, int64 of shape ``(at most size,)`` each."""
-        with tqdm(total=len(self.order), desc="Mining", unit="query", disable=not show_progress_bar) as progress:
-            start = 0
-            while start < len(self.order):
-                stop = min(start + size, len(self.order))
-                # Depth grows along the order: a query with thousands of positives goes alone, not with 511 others.
-                hits = (self.depth + self.extra)[self.order[start:stop]] * np.arange(1, stop - start + 1)
-                stop = start + max(1, int(np.searchsorted(hits, _MAX_HITS, side="right")))
-                yield torch.from_numpy(self.order[start:stop])
-                progress.update(stop - start)
-                start = stop
-
-    def in_order(self, chunks: list[Negatives]) -> Negatives:
-        """Put the chunks together in the order of the queries."""
-        place = torch.from_numpy(np.argsort(self.order, kind="stable"))
-        names = ("corpus_ids", "scores", "similarities", "ranks")
-        return Negatives(*(torch.cat([getattr(chunk, name) for chunk in chunks])[place] for name in names))
+    negatives = joined(chunks).of(torch.from_numpy(np.argsort(plan.order, kind="stable")))
+    filled, origin = shortfall.fill(negatives, scoring, config, recipe.extra_filters, recipe.refresh, previous)
+    filled, steps, first = shortfall.with_history(filled, previous, recipe.step, config.query_chunk_size)
+    return Mined(filled, origin, steps, first, scoring, run.tally, run.search_seconds)
 
 
-def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
-    """Count, per query, the searched texts that are never its negative and are not one of its positives by id."""
-    searched = np.bincount(corpus.identities[corpus.searched], minlength=len(corpus))
-    known = pairs.known.keys.numpy()
-    query, identity = np.divmod(known, len(corpus))
-    forbidden = np.bincount(query, weights=searched[identity], minlength=pairs.num_queries).astype(np.int64)
-    return np.maximum(forbidden - pairs.num_positives, 0)
+@dataclass(eq=False)
+class _Run:
+    """One mining run, chunk by chunk."""
 
+    scoring: Scoring
+    sources: Mapping[str, Source]
+    recipe: Recipe
+    plan: SearchPlan
+    previous: Previous | None
+    tally: Tally
+    search_seconds: float = 0.0
 
-def _retrieve(
-    scoring: Scoring, searcher: Searcher, plan: SearchPlan, query_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Search; return queries, corpus ids, similarities and ranks, with nothing below the planned depth."""
-    corpus, pairs = scoring.corpus, scoring.pairs
-    depth = torch.from_numpy(plan.depth)[query_ids]
-    deepest = int((plan.depth + plan.extra)[query_ids.numpy()].max())
-    width = min(deepest, len(corpus.searched))
-    queries = scoring.embeddings.queries[query_ids.to(scoring.embeddings.queries.device)]
-    places, similarities = checked_search(searcher, queries, width, len(corpus.searched))
-    corpus_ids = torch.from_numpy(corpus.searched)[places.clamp(min=0)].masked_fill(places < 0, -1)
-    ranks = torch.arange(width).expand(corpus_ids.shape)
-    counted = ranks
-    if int(plan.extra.max(initial=0)):
-        extra = pairs.known.contains(query_ids, corpus_ids) & ~pairs.own_positives.contains(query_ids, corpus_ids)
-        counted = (~extra).long().cumsum(1) - 1
-    missing = (counted >= depth[:, None]) | (corpus_ids < 0)
-    return (
-        query_ids,
-        corpus_ids.masked_fill(missing, -1),
-        similarities.masked_fill(missing, -torch.inf),
-        ranks.masked_fill(missing, -1),
-    )
+    def negatives_of(self, query_ids: Tensor) -> Negatives:
+        """Return the negatives of some queries, from every source its quota, no text twice."""
+        config = self.recipe.config
+        kept = self._kept(query_ids)
+        if kept is None and len(config.quotas) == 1:
+            ((name, quota),) = config.quotas.items()
+            return self._from_source(name, quota, query_ids, Negatives.none(len(query_ids), 0))
+        parts = [Negatives.none(len(query_ids), 0) if kept is None else kept]
+        for name, quota in config.quotas.items():
+            chosen = self._from_source(name, quota, query_ids, joined(parts, dim=1))
+            if kept is not None:
+                left = quota - self._num_kept_from(name, query_ids, kept)
+                chosen = chosen.only(torch.arange(quota) < left[:, None])
+            parts.append(chosen)
+        return Negatives.none(len(query_ids), config.num_negatives).filled_with(joined(parts, dim=1))
 
+    def _from_source(self, name: str, quota: int, query_ids: Tensor, taken: Negatives) -> Negatives:
+        """Let one source propose, filter, and choose what is not the same text as what is taken already."""
+        source = self.sources[name]
+        candidates, keep = self._filtered(source, query_ids)
+        if taken.corpus_ids.shape[1]:
+            keep = keep & ~shortfall.is_same_text(candidates.corpus_ids, taken.corpus_ids, self.scoring)
+        chosen = candidates.at(self._choose(candidates, keep, quota, is_searched=source.is_searched))
+        if name == "dense" and self.recipe.config.random_rate:
+            chosen = self._replaced_at_random(chosen, query_ids, taken)
+        return chosen
 
-def _choose(candidates: Candidates, keep: Tensor, plan: SearchPlan, recipe: Recipe, pairs: Pairs) -> Negatives:
-    config = recipe.config
-    stop = torch.from_numpy(plan.stop)[candidates.query_ids]
-    if config.rank_window == "raw":
-        allowed = keep & (candidates.ranks >= plan.start) & (candidates.ranks < stop[:, None])
-    else:
-        allowed = window_of_survivors(keep, plan.start, stop)
-    noise = None
-    if config.sampling_strategy != "top":
-        draw_keys = torch.from_numpy(pairs.draw_keys)[candidates.query_ids]
-        noise = uniform_noise(config.seed, recipe.refresh, draw_keys, candidates.corpus_ids)
-    return candidates.at(choose(allowed, config.num_negatives, config.sampling_strategy, noise))
+    def _filtered(self, source: Source, query_ids: Tensor) -> tuple[Candidates, Tensor]:
+        recipe, scoring = self.recipe, self.scoring
+        started = time.perf_counter()
+        found = source.propose(query_ids, self.plan)
+        self.search_seconds += time.perf_counter() - started
+        candidates = scoring.candidates(found)
+        masks = keep_masks(
+            candidates,
+            scoring.pairs,
+            scoring.corpus,
+            recipe.config,
+            recipe.extra_filters,
+            include_positives=recipe.include_positives,
+        )
+        keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
+        self.tally.count(candidates, masks, keep)
+        return candidates, keep
+
+    def _choose(self, candidates: Candidates, keep: Tensor, quota: int, *, is_searched: bool) -> Tensor:
+        config = self.recipe.config
+        if not is_searched:
+            return choose(keep, quota)
+        stop = torch.from_numpy(self.plan.stop)[candidates.query_ids]
+        if config.rank_window == "raw":
+            ranks = candidates.ranks
+            allowed = keep & (ranks >= self.plan.start) & (ranks < stop[:, None])
+        else:
+            ranks = keep.long().cumsum(1) - 1
+            allowed = window_of_survivors(keep, self.plan.start, stop)
+        if config.sampling_strategy == "top":
+            return choose(allowed, quota)
+        draw_keys = torch.from_numpy(self.scoring.pairs.draw_keys)[candidates.query_ids]
+        noise = uniform_noise(config.seed, self.recipe.refresh, draw_keys, candidates.corpus_ids)
+        return choose(allowed, quota, self._log_weights(candidates, ranks), noise)
+
+    def _log_weights(self, candidates: Candidates, ranks: Tensor) -> Tensor:
+        config, scores = self.recipe.config, candidates.scores
+        if config.sampling_strategy == "softmax":
+            return softmax_log_weights(scores, config.softmax_temperature)
+        if config.sampling_strategy == "simans":
+            return simans_log_weights(scores, candidates.positive_scores, config.simans_a, config.simans_b)
+        if config.sampling_strategy == "log_rank":
+            return log_rank_log_weights(ranks)
+        if config.sampling_strategy == "distance":
+            embeddings = self.scoring.embeddings
+            distances = embeddings.distances_of_pairs(candidates.query_ids, candidates.corpus_ids)
+            return distance_log_weights(distances, config.distance_dim or embeddings.queries.shape[1])
+        return equal_log_weights(scores)
+
+    def _replaced_at_random(self, chosen: Negatives, query_ids: Tensor, taken: Negatives) -> Negatives:
+        """Replace each negative, with the config's probability, by one drawn from the spaces that are searched."""
+        config, recipe = self.recipe.config, self.recipe
+        slots = torch.arange(chosen.corpus_ids.shape[1])
+        spaces = recipe.random_spaces or (self.scoring.corpus.searched,)
+        source = RandomSource(self.scoring, spaces, len(slots), config.seed, recipe.refresh, RANDOM_RATE)
+        coins = source.noise(query_ids, RANDOM_RATE_COIN - slots)
+        is_replaced = (coins < config.random_rate) & chosen.is_present
+        stays = taken.beside(chosen.only(~is_replaced))
+        drawn = shortfall.passing_only(source.propose(query_ids), self.scoring, config, recipe.extra_filters)
+        drawn = drawn.only(~shortfall.is_same_text(drawn.corpus_ids, stays.corpus_ids, self.scoring))
+        drawn = Negatives.none(len(query_ids), len(slots)).filled_with(drawn)
+        # The first slot that is replaced takes the first draw, and so on; where draws run out, the negative stays.
+        turn = (is_replaced.long().cumsum(1) - 1).clamp(min=0)
+        is_replaced = is_replaced & drawn.is_present.gather(1, turn)
+        return chosen.beside(drawn).at(torch.where(is_replaced, len(slots) + turn, slots))
+
+    def _kept(self, query_ids: Tensor) -> Negatives | None:
+        """Return the earlier negatives that have not become easy and pass the filters, or None if all are replaced."""
+        config, previous = self.recipe.config, self.previous
+        if config.replacement == "all" or previous is None:
+            return None
+        corpus_ids = previous.corpus_ids[query_ids]
+        now = self.scoring.embeddings.similarity_of_pairs(query_ids, corpus_ids)
+        easy = is_easy_by_now(now, previous.first_similarities[query_ids], config.easy_ratio, config.easy_score)
+        earlier = Found.unranked(query_ids, corpus_ids.masked_fill(easy, -1))
+        return shortfall.passing_only(earlier, self.scoring, config, self.recipe.extra_filters)
+
+    def _num_kept_from(self, name: str, query_ids: Tensor, kept: Negatives) -> Tensor:
+        """Count the kept negatives of a source, int64 of shape ``(q,)``."""
+        assert self.previous is not None
+        _, place = shortfall.earlier_places(kept, self.previous.corpus_ids[query_ids])
+        sources = self.previous.sources[query_ids].gather(1, place)
+        codes = self._codes_of(name)
+        return (torch.isin(sources, torch.tensor(codes, dtype=torch.int8)) & kept.is_present).sum(dim=1)
+
+    def _codes_of(self, name: str) -> list[int]:
+        codes = [self.recipe.source_names.index(name)]
+        if name == "dense":
+            codes.append(ANCHORS)
+            if "random" not in self.recipe.config.quotas:
+                codes.append(RANDOM)
+        return codes
 
 
 def require_any(mined: Mined) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.corpus import Corpus, Ids, NumberedPositives, TextColumn, same_text_key
+from st_hardneg.corpus import Corpus, NumberedPositives
+from st_hardneg.texts import Ids, TextColumn, same_text_key
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,11 @@ class MiningReport:
         seconds: Seconds spent on ``"encoding"``, ``"search"`` and ``"rest"``.
         peak_memory_mb: Peak resident memory of this process so far, in MB; None where the system does not tell.
         similarity: Name of the model's similarity function.
-        config: The recipe, as ``MiningConfig.to_dict()``.
+        config: The recipe in force, as ``MiningConfig.to_dict()``.
+        sources: For each source, how many slots hold a negative from it.
+        stage: Name of the curriculum's stage, if there is one.
+        in_force: The fields that a schedule has set for this mining.
+        stage_number: Number of that stage, from 1.
     """
 
     refresh: int
@@ -77,6 +81,10 @@ class MiningReport:
     peak_memory_mb: float | None
     similarity: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, int] = field(default_factory=dict)
+    stage: str | None = None
+    stage_number: int | None = None
+    in_force: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -94,11 +102,14 @@ class MiningReport:
             "difference": self.scores["difference"]["mean"],
             **self.hardness,
             "seconds": sum(self.seconds.values()),
+            "stage": self.stage_number,
+            **{name: value for name, value in self.in_force.items() if isinstance(value, (int, float))},
         }
         return {f"mining/{name}": round(float(value), 4) for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
         when = f"refresh {self.refresh}" if self.refresh else "first mining"
+        when += "" if self.stage is None else f", stage {self.stage!r}"
         at = "" if self.step is None else f", step {self.step:,}"
         lines = [
             f"Hard negatives: {when}{at}",
@@ -128,6 +139,12 @@ class MiningReport:
             f"  {'rows with empty slots':<26}{self.num_incomplete_rows:>12,}"
             f"{_share(self.num_incomplete_rows, self.num_rows):>9}"
         )
+        if set(self.sources) - {"dense"}:
+            shares = ", ".join(f"{name} {count:,}" for name, count in self.sources.items())
+            lines.append(f"  sources     {shares}")
+        if self.in_force:
+            values = ", ".join(f"{name}={_shown(value)}" for name, value in self.in_force.items())
+            lines.append(f"  in force    {values}")
         lines += ["", f"  {'score':<12}" + "".join(f"{name:>9}" for name in ("mean", "std", *_QUANTILES))]
         for name, summary in self.scores.items():
             lines.append(f"  {name:<12}" + "".join(f"{summary[key]:>9.4f}" for key in ("mean", "std", *_QUANTILES)))
@@ -139,6 +156,10 @@ class MiningReport:
         memory = "" if self.peak_memory_mb is None else f"; peak memory {self.peak_memory_mb:,.0f} MB"
         lines.append(f"  time        {spent}{memory}")
         return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,9 +1,10 @@
-"""Batches without duplicate anchors and positives."""
+"""Batches without duplicate anchors and positives, mixed or from one topic each."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
-from st_hardneg.corpus import same_text_key
+from st_hardneg.texts import same_text_key
+from st_hardneg.view import live_views
 
 _READ_ROWS = 10_000
 
@@ -63,6 +65,83 @@ class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
     def _build_hashes(self) -> None:
         if self._row_hashes is None:
             self._row_hashes = pair_hashes(self.dataset)
+
+
+class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
+    """Batches of anchors about one topic each, so that in-batch negatives are hard, too.
+
+    Topics are clusters of the anchors' embeddings, made anew at each mining: set ``MiningConfig(num_topics=...)``. Every
+    epoch, the rows of each topic are shuffled and cut into batches; what is left over of one topic shares a batch with
+    the next one; the order of batches is random. Topics that a refresh has found hold from the next epoch on. No anchor
+    or positive occurs twice in a batch, as with :class:`NoDuplicatePairsBatchSampler`.
+
+    Source: topic-aware sampling, TAS-Balanced, https://huggingface.co/papers/2104.06967 (about 200 queries a topic and
+    batches from one topic), here without replacement within an epoch.
+
+    Use:
+        ::
+
+            config = MiningConfig(num_topics=len(pairs) // 200)
+            args = SentenceTransformerTrainingArguments(..., batch_sampler=TopicAwareBatchSampler)
+
+    Args:
+        dataset: A live view of a dataset that was mined with ``num_topics``.
+        batch_size: Rows per batch.
+        drop_last: Whether to drop the last incomplete batch.
+        valid_label_columns: Names of label columns, which are not looked at.
+        generator: Random number generator for shuffling.
+        seed: Seed for the generator.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of an epoch, as row numbers.
+
+        Raises:
+            ValueError: If the dataset has no topics.
+        """
+        if self.generator is not None and self.seed is not None:
+            self.generator.manual_seed(self.seed + self.epoch)
+        self._build_hashes()
+        topics = torch.from_numpy(self._topics())
+        rows = torch.randperm(len(topics), generator=self.generator)
+        place = torch.randperm(int(topics.max()) + 1, generator=self.generator)
+        rows = rows[place[topics[rows].long()].argsort(stable=True)]
+        batches = list(self._batches(rows.tolist()))
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        rest = [batch for batch in batches if len(batch) < self.batch_size]
+        order = torch.randperm(len(full), generator=self.generator).tolist()
+        yield from (full[number] for number in order)
+        yield from ([] if self.drop_last else rest)
+
+    def _batches(self, rows: list[int]) -> Iterator[list[int]]:
+        """Cut rows into batches in their order; a row that would repeat a text waits for a later batch."""
+        assert self._row_hashes is not None
+        waiting: deque[int] = deque()
+        coming = deque(rows)
+        while waiting or coming:
+            batch: list[int] = []
+            texts: set[int] = set()
+            again: deque[int] = deque()
+            while len(batch) < self.batch_size and (waiting or coming):
+                row = waiting.popleft() if waiting else coming.popleft()
+                own = self._row_hashes[row].tolist()
+                if texts.isdisjoint(own):
+                    batch.append(row)
+                    texts.update(own)
+                else:
+                    again.append(row)
+            waiting.extendleft(reversed(again))
+            yield batch
+
+    def _topics(self) -> np.ndarray:
+        for _, view in live_views(self.dataset):
+            topics = view.topics_of(self.dataset)
+            if topics is not None:
+                return topics
+        raise ValueError(
+            "Expected a live view of a dataset that was mined with topics, got a dataset without any. Set "
+            "`MiningConfig(num_topics=...)`, mine, and train on `hard_negatives.as_dataset()`."
+        )
 
 
 def pair_hashes(dataset: Dataset) -> np.ndarray:

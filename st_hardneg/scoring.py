@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
-from st_hardneg.candidates import Candidates
-from st_hardneg.corpus import Corpus, Ids
+from st_hardneg.candidates import Candidates, Found
+from st_hardneg.corpus import Corpus
 from st_hardneg.encoding import Encodings, encode
 from st_hardneg.pairs import Pairs
 from st_hardneg.rescoring import cross_encoder_scores
+from st_hardneg.texts import Ids
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -26,11 +28,12 @@ _MAX_FLOATS = 64_000_000
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Embeddings of all queries and of all corpus texts that are searched or are a positive.
+    """Embeddings of all queries and of all corpus texts that can be a negative or are a positive.
 
     Args:
         queries: float32 of shape ``(num_queries, dim)``.
-        corpus: float32 of shape ``(num_encoded, dim)``; the texts that are searched come first.
+        corpus: float32 of shape ``(num_encoded, dim)``; the texts that are searched come first. Anchors that are searched
+            stand here with their embeddings as queries.
         corpus_row: int64 of shape ``(num_corpus,)``: where in ``corpus`` each corpus id is, or -1.
         pairwise: The similarity of row i with row i: ``(m, dim), (m, dim) -> (m,)``.
     """
@@ -47,6 +50,18 @@ class Embeddings:
     def similarity_among_texts(self, one_each: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
         return self._compare(self._of_texts(one_each), corpus_ids)
+
+    def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""
+        cosine = replace(self, pairwise=pairwise_cos_sim).similarity_of_pairs(query_ids, corpus_ids)
+        return (2.0 - 2.0 * cosine.double().clamp(-1.0, 1.0)).sqrt()
+
+    def of_texts(self, corpus_ids: Ids) -> Tensor:
+        """Return the embeddings of some corpus texts, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
+        rows = self.corpus_row[torch.from_numpy(corpus_ids)]
+        if len(rows) and int(rows[0]) == 0 and bool((rows.diff() == 1).all()):
+            return self.corpus[: len(rows)]  # no copy of the whole corpus
+        return self.corpus[rows.to(self.corpus.device)]
 
     def _of_texts(self, corpus_ids: Tensor) -> Tensor:
         rows = self.corpus_row[corpus_ids.clamp(min=0)]
@@ -73,16 +88,21 @@ def embed(
     *,
     show_progress_bar: bool = False,
 ) -> Embeddings:
-    """Encode the corpus texts that are searched or are a positive, and all queries."""
+    """Encode all queries, and the corpus texts that can be a negative or are a positive."""
     encoded, corpus_row = encoded_texts(pairs, corpus)
     texts = encode(model, corpus.texts.take(encoded), encodings.corpus, show_progress_bar=show_progress_bar)
     queries = encode(model, pairs.query_texts(), encodings.queries, show_progress_bar=show_progress_bar)
+    if len(corpus.anchor_ids):
+        # As negatives they are searched in the anchors' own space.
+        corpus_row[torch.from_numpy(corpus.anchor_ids)] = len(texts) + torch.arange(len(queries))
+        texts = torch.cat([texts, queries.to(texts.device)])
     return Embeddings(queries, texts, corpus_row, pairwise)
 
 
 def encoded_texts(pairs: Pairs, corpus: Corpus) -> tuple[Ids, Tensor]:
     """Return the corpus ids to encode, those that are searched first, and the place of each corpus id among them."""
-    others = np.setdiff1d(pairs.positive_ids, corpus.searched)
+    wanted = np.unique(np.concatenate([pairs.positive_ids, corpus.synthetic_ids, *corpus.parts.values()]))
+    others = np.setdiff1d(wanted, corpus.searched)
     encoded = np.concatenate([corpus.searched, others])
     corpus_row = np.full(len(corpus), -1, dtype=np.int64)
     corpus_row[encoded] = np.arange(len(encoded))
@@ -102,6 +122,7 @@ class Scoring:
         cross_encoder_pool: A multi-process pool of the cross encoder's.
         with_positive_similarity: Whether candidates are also compared with the query's positives.
         rescore_known: Whether the cross encoder also scores candidates that can never be a negative.
+        guide: Another model's embeddings of the same texts, which may veto a candidate.
     """
 
     embeddings: Embeddings
@@ -112,6 +133,7 @@ class Scoring:
     cross_encoder_pool: Any = None
     with_positive_similarity: bool = False
     rescore_known: bool = False
+    guide: Embeddings | None = None
 
     @cached_property
     def positive_query(self) -> Tensor:
@@ -134,34 +156,43 @@ class Scoring:
     @cached_property
     def lowest_positive_scores(self) -> Tensor:
         """float32 of shape ``(num_queries,)``."""
+        return self._lowest(self.positive_scores)
+
+    @cached_property
+    def _lowest_guide_scores(self) -> Tensor:
+        assert self.guide is not None
+        ids = torch.from_numpy(self.pairs.positive_ids)[:, None]
+        return self._lowest(self.guide.similarity_of_pairs(self.positive_query, ids).squeeze(1))
+
+    def _lowest(self, scores: Tensor) -> Tensor:
         lowest = torch.full((self.pairs.num_queries,), torch.inf)
-        return lowest.scatter_reduce_(0, self.positive_query, self.positive_scores, "amin")
+        return lowest.scatter_reduce_(0, self.positive_query, scores, "amin")
 
-    def candidates(
-        self, query_ids: Tensor, corpus_ids: Tensor, similarities: Tensor | None = None, ranks: Tensor | None = None
-    ) -> Candidates:
-        """Score corpus texts for these queries, closest first, ties by the lower id.
-
-        Args:
-            query_ids: int64 of shape ``(q,)``.
-            corpus_ids: int64 of shape ``(q, k)``, -1 for none.
-            similarities: float32 of shape ``(q, k)``, if a search has computed them already.
-            ranks: int64 of shape ``(q, k)``, if they come from a search.
-        """
+    def candidates(self, found: Found) -> Candidates:
+        """Score what a source proposes, best first; ties by the lower id."""
+        query_ids, corpus_ids, similarities = found.query_ids, found.corpus_ids, found.similarities
         if similarities is None:
             similarities = self.embeddings.similarity_of_pairs(query_ids, corpus_ids)
-        if ranks is None:
-            ranks = torch.full_like(corpus_ids, -1)
-        found = Candidates(
-            query_ids, corpus_ids, similarities, similarities, ranks, self.lowest_positive_scores[query_ids]
+        candidates = Candidates(
+            query_ids,
+            corpus_ids,
+            similarities,
+            similarities,
+            found.ranks,
+            self.lowest_positive_scores[query_ids],
+            sources=found.sources,
+            source_scores=found.source_scores,
         )
         if self.cross_encoder is not None:
-            found = self._rescored(found)
+            candidates = self._rescored(candidates, in_order=found.is_ranked)
         if self.with_positive_similarity:
-            found = replace(found, positive_similarity=self._positive_similarity(found))
-        return found
+            candidates = replace(candidates, positive_similarity=self._positive_similarity(candidates))
+        if self.guide is not None:
+            guided = self.guide.similarity_of_pairs(query_ids, candidates.corpus_ids)
+            candidates = replace(candidates, guide_gap=guided - self._lowest_guide_scores[query_ids][:, None])
+        return candidates
 
-    def _rescored(self, found: Candidates) -> Candidates:
+    def _rescored(self, found: Candidates, *, in_order: bool) -> Candidates:
         # What can never be a negative is not worth a forward pass.
         wanted = found.is_present
         if not self.rescore_known:
@@ -169,15 +200,14 @@ class Scoring:
         rows, places = wanted.nonzero(as_tuple=True)
         scores = found.similarities.clone()
         scores[rows, places] = self._rescore(found.query_ids[rows], found.corpus_ids[rows, places])
+        if in_order:
+            return replace(found, scores=scores)
         by_id = found.corpus_ids.argsort(dim=1, stable=True)
         order = by_id.gather(1, scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
-        return replace(
-            found,
-            corpus_ids=found.corpus_ids.gather(1, order),
-            scores=scores.gather(1, order),
-            similarities=found.similarities.gather(1, order),
-            ranks=found.ranks.gather(1, order),
-        )
+        names = ("corpus_ids", "similarities", "ranks", "sources", "source_scores")
+        arranged = {name: getattr(found, name) for name in names}
+        moved = {name: values.gather(1, order) for name, values in arranged.items() if values is not None}
+        return replace(found, scores=scores.gather(1, order), **moved)
 
     def _rescore(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         assert self.cross_encoder is not None

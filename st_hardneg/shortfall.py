@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Negatives
+from st_hardneg.candidates import RANDOM as FROM_RANDOM
+from st_hardneg.candidates import Found, Negatives
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
 from st_hardneg.filters import ExtraFilter, keep_masks
@@ -34,10 +35,18 @@ class Previous:
     Args:
         corpus_ids: int64 of shape ``(num_queries, num_negatives)``; -1 where empty.
         must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
+        sources: int8 of the same shape as ``corpus_ids``: where each came from.
+        source_scores: float32 of that shape: the source's own score.
+        steps: int64 of that shape: the training step at which each was mined, -1 before training.
+        first_similarities: float32 of that shape: the model's similarity at that time.
     """
 
     corpus_ids: Tensor
     must_fill: Tensor
+    sources: Tensor
+    source_scores: Tensor
+    steps: Tensor
+    first_similarities: Tensor
 
 
 def fill(
@@ -56,14 +65,14 @@ def fill(
     Raises:
         MiningError: If slots stay empty and ``config.shortfall`` is ``"error"``.
     """
-    names = ("corpus_ids", "scores", "similarities", "ranks")
-    filled = Negatives(*(getattr(negatives, name).clone() for name in names))
-    origin = torch.where(negatives.is_present, MINED, EMPTY).to(torch.int8)
+    filled = negatives.clone()
+    # What has no source yet was kept from before by the rule of replacement.
+    found = torch.where(negatives.sources >= 0, MINED, CARRIED_OVER)
+    origin = torch.where(negatives.is_present, found, EMPTY).to(torch.int8)
     for query_ids in _lacking(negatives).split(config.query_chunk_size):
         some, how = _fill_some(filled.of(query_ids), query_ids, scoring, config, extra_filters, refresh, previous)
         origin[query_ids] = torch.where(origin[query_ids] == EMPTY, how, origin[query_ids])
-        for name in names:
-            getattr(filled, name)[query_ids] = getattr(some, name)
+        filled.put(query_ids, some)
     if config.shortfall == "error" and len(lacking := _lacking(filled)):
         empty = int((~filled.is_present).sum())
         example = scoring.pairs.anchors.take(scoring.pairs.first_row[lacking[:1].numpy()])[0]
@@ -87,11 +96,8 @@ def _fill_some(
     """Fill the slots of some queries; return them and how each slot that was empty was filled, int8."""
     how = torch.zeros(negatives.corpus_ids.shape, dtype=torch.int8)
 
-    def passing(corpus_ids: Tensor) -> Negatives:
-        candidates = scoring.candidates(query_ids, corpus_ids)
-        masks = keep_masks(candidates, scoring.pairs, scoring.corpus, config, extra_filters)
-        keep = torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
-        return candidates.at(torch.arange(keep.shape[1]).expand(keep.shape).masked_fill(~keep, -1))
+    def passing(corpus_ids: Tensor, source: int = -1) -> Negatives:
+        return passing_only(Found.unranked(query_ids, corpus_ids, source), scoring, config, extra_filters)
 
     def note(filled: Negatives, origin: int) -> Negatives:
         how[filled.is_present & ~negatives.is_present & (how == EMPTY)] = origin
@@ -99,21 +105,84 @@ def _fill_some(
 
     result = negatives
     if previous is not None:
-        result = note(result.filled_with(passing(previous.corpus_ids[query_ids])), CARRIED_OVER)
+        earlier = passing(previous.corpus_ids[query_ids])
+        result = note(filled_with_other_texts(result, earlier, scoring), CARRIED_OVER)
     if config.shortfall == "random":
         for attempt in range(_ROUNDS):
             if bool(result.is_present.all()):
                 break
-            drawn = passing(_draw(query_ids, scoring, config, refresh, attempt))
-            result = note(result.filled_with(drawn), RANDOM)
+            drawn = passing(_draw(query_ids, scoring, config, refresh, attempt), FROM_RANDOM)
+            result = note(filled_with_other_texts(result, drawn, scoring), RANDOM)
     elif config.shortfall == "repeat":
         result = note(_repeated(result), REPEATED)
     if previous is not None:
         needed = previous.must_fill[query_ids][:, None]
-        earlier = scoring.candidates(query_ids, previous.corpus_ids[query_ids].masked_fill(~needed, -1))
-        as_they_are = torch.arange(earlier.corpus_ids.shape[1]).expand(earlier.corpus_ids.shape)
-        result = note(result.filled_with(earlier.at(as_they_are)), LAST_RESORT)
+        wanted = Found.unranked(query_ids, previous.corpus_ids[query_ids].masked_fill(~needed, -1))
+        as_they_are = scoring.candidates(wanted)
+        result = note(result.filled_with(as_they_are.where(as_they_are.is_present)), LAST_RESORT)
     return result, how
+
+
+def with_history(
+    negatives: Negatives, previous: Previous | None, step: int, chunk_size: int
+) -> tuple[Negatives, Tensor, Tensor]:
+    """Give negatives that were there before their source, step and first similarity back.
+
+    Args:
+        negatives: All queries' negatives; those without a source are from before.
+        previous: What the queries had before.
+        step: The step of those that are new.
+        chunk_size: Queries compared at once.
+
+    Returns:
+        The negatives, and of the shape ``(num_queries, num_negatives)`` the steps, int64, and the similarities at which
+        they were mined, float32.
+    """
+    steps = torch.full(negatives.corpus_ids.shape, step).masked_fill(~negatives.is_present, -1)
+    first = negatives.similarities.clone()
+    from_before = negatives.is_present & (negatives.sources < 0)
+    if previous is None or not bool(from_before.any()):
+        return negatives, steps, first
+    negatives = negatives.clone()
+    for rows in from_before.any(dim=1).nonzero().flatten().split(chunk_size):
+        is_earlier, place = earlier_places(negatives.of(rows), previous.corpus_ids[rows])
+        is_earlier = is_earlier & from_before[rows]
+        for ours, theirs in (
+            (negatives.sources, previous.sources),
+            (negatives.source_scores, previous.source_scores),
+            (steps, previous.steps),
+            (first, previous.first_similarities),
+        ):
+            ours[rows] = torch.where(is_earlier, theirs[rows].gather(1, place), ours[rows])
+    return negatives, steps, first
+
+
+def earlier_places(negatives: Negatives, earlier_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which negatives, of shape ``(q, n)``, were there earlier, and at which place of ``(q, m)``."""
+    same = (negatives.corpus_ids[:, :, None] == earlier_ids[:, None, :]) & negatives.is_present[:, :, None]
+    return same.any(dim=2), same.long().argmax(dim=2)
+
+
+def passing_only(
+    found: Found, scoring: Scoring, config: MiningConfig, extra_filters: Mapping[str, ExtraFilter] | None
+) -> Negatives:
+    """Return those of some texts that pass today's filters."""
+    candidates = scoring.candidates(found)
+    masks = keep_masks(candidates, scoring.pairs, scoring.corpus, config, extra_filters)
+    return candidates.where(torch.stack(list(masks.values())).all(dim=0) & candidates.is_present)
+
+
+def filled_with_other_texts(negatives: Negatives, others: Negatives, scoring: Scoring) -> Negatives:
+    """Fill empty slots with texts that are not the same as one that is there, under whatever number."""
+    return negatives.filled_with(others.only(~is_same_text(others.corpus_ids, negatives.corpus_ids, scoring)))
+
+
+def is_same_text(corpus_ids: Tensor, others: Tensor, scoring: Scoring) -> Tensor:
+    """Tell which texts, of shape ``(q, k)``, are the same text as one of others, of shape ``(q, m)``."""
+    identities = torch.from_numpy(scoring.corpus.identities)
+    ours = identities[corpus_ids.clamp(min=0)].masked_fill(corpus_ids < 0, -1)
+    theirs = identities[others.clamp(min=0)].masked_fill(others < 0, -2)
+    return (ours[:, :, None] == theirs[:, None, :]).any(dim=2)
 
 
 def _lacking(negatives: Negatives) -> Tensor:

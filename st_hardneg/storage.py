@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,16 +17,17 @@ from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars,
 
 from st_hardneg import shortfall
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus, Ids, dataset_of
+from st_hardneg.corpus import Corpus
 from st_hardneg.fingerprint import texts_fingerprint
 from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
+from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
 _STATE_FILE = "st_hardneg.json"
-_SOURCES = {
+_ORIGINS = {
     shortfall.EMPTY: None,
-    shortfall.MINED: "dense",
+    shortfall.MINED: "mined",
     shortfall.CARRIED_OVER: "carried over",
     shortfall.RANDOM: "random",
     shortfall.REPEATED: "repeated",
@@ -122,6 +123,7 @@ def _write(folder: str, state: SavedState) -> None:
     state.pairs.with_format(None).save_to_disk(os.path.join(folder, "pairs"))
     if state.corpus.given is not None:
         state.corpus.given.with_format(None).save_to_disk(os.path.join(folder, "corpus"))
+    _write_additions(folder, state.corpus)
     if state.mining is not None:
         negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
     content = {
@@ -131,12 +133,103 @@ def _write(folder: str, state: SavedState) -> None:
         "config": state.config.to_dict(),
         "needs": state.needs,
         "num_minings": state.num_minings,
+        "cross_domain": _names_of_further(state.corpus),
+        "metadata_sources": _names_of_subsets(state.corpus),
         "has_view": state.live_rows is not None,
         "corpus_fingerprint": corpus_fingerprint(state.corpus),
         "report": None if state.mining is None else state.mining.report.to_dict(),
     }
     with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=2)
+
+
+def _names_of_further(corpus: Corpus) -> list[str]:
+    blocks = {block.name for block in corpus.blocks}
+    return [name for name in corpus.parts if name in blocks]
+
+
+def _names_of_subsets(corpus: Corpus) -> list[str]:
+    further = _names_of_further(corpus)
+    return [name for name in corpus.parts if name not in further]
+
+
+def _write_additions(folder: str, corpus: Corpus) -> None:
+    """Write what is searched besides corpus and positives. Names of the caller's stay out of the paths."""
+    for number, name in enumerate(_names_of_further(corpus)):
+        block = next(block for block in corpus.blocks if block.name == name)
+        texts = corpus.texts.take(np.arange(block.start, block.stop))
+        table = pa.table({"text": pa.array(texts, type=pa.large_string())})
+        dataset_of(table).save_to_disk(os.path.join(folder, f"cross_domain_{number}"))
+    for number, name in enumerate(_names_of_subsets(corpus)):
+        _save_rows(os.path.join(folder, f"metadata_source_{number}"), corpus.parts[name])
+    if corpus.metadata_rows is not None:
+        _save_rows(os.path.join(folder, "metadata_filter"), corpus.metadata_rows)
+    if len(corpus.synthetic_ids):
+        texts = corpus.texts.take(corpus.synthetic_ids)
+        positives = corpus.texts.take(corpus.synthetic_from)
+        strings = {
+            "positive": pa.array(positives, type=pa.large_string()),
+            "text": pa.array(texts, type=pa.large_string()),
+        }
+        dataset_of(pa.table(strings)).save_to_disk(os.path.join(folder, "synthetic"))
+
+
+def _save_rows(path: str, rows: Ids) -> None:
+    dataset_of(pa.table({"row": pa.array(rows)})).save_to_disk(path)
+
+
+@dataclass(frozen=True)
+class WrittenTexts:
+    """Synthetic texts that were written before, by the positive that they were made from."""
+
+    by_positive: dict[str, list[str]]
+
+    def __call__(self, positives: Sequence[str]) -> list[list[str]]:
+        """Return the texts of each positive."""
+        return [self.by_positive.get(text, []) for text in positives]
+
+
+def _read_additions(path: str, content: dict[str, Any], given: Dataset | None) -> dict[str, Any]:
+    """Return what is searched besides corpus and positives, as arguments of a HardNegativeDataset."""
+    num_given = 0 if given is None else len(given)
+    additions: dict[str, Any] = {
+        "cross_domain": {
+            name: _read_texts(path, f"cross_domain_{number}", ["text"])
+            for number, name in enumerate(content["cross_domain"])
+        },
+        "metadata_sources": {
+            name: _read_rows(path, f"metadata_source_{number}", num_given)
+            for number, name in enumerate(content["metadata_sources"])
+        },
+    }
+    if os.path.isdir(os.path.join(path, "metadata_filter")):
+        additions["metadata_filter"] = _read_rows(path, "metadata_filter", num_given)
+    if os.path.isdir(os.path.join(path, "synthetic")):
+        by_positive: dict[str, list[str]] = {}
+        for row in _read_texts(path, "synthetic", ["positive", "text"]):
+            by_positive.setdefault(row["positive"], []).append(row["text"])
+        additions["synthetic"] = WrittenTexts(by_positive)
+    return {name: value for name, value in additions.items() if isinstance(value, WrittenTexts) or len(value)}
+
+
+def _read_texts(path: str, name: str, columns: list[str]) -> Dataset:
+    part = read_part(path, name)
+    kinds = [getattr(part.features.get(column), "dtype", None) for column in columns]
+    if part.column_names != columns or not all(kind in ("string", "large_string") for kind in kinds):
+        raise damaged(path, f"{name!r} does not hold the columns of texts {columns}")
+    if any(part.data.column(column).null_count for column in columns):
+        raise damaged(path, f"{name!r} has rows without a text")
+    return part
+
+
+def _read_rows(path: str, name: str, num_given: int) -> Ids:
+    part = read_part(path, name)
+    if part.column_names != ["row"] or part.data.column("row").type != pa.int64() or part.data.column("row").null_count:
+        raise damaged(path, f"{name!r} does not hold row numbers")
+    rows: Ids = part.data.column("row").to_numpy()
+    if not len(rows) or rows[0] < 0 or rows[-1] >= num_given or bool((np.diff(rows) <= 0).any()):
+        raise damaged(path, f"{name!r} does not hold ascending row numbers of the corpus")
+    return rows
 
 
 def corpus_fingerprint(corpus: Corpus) -> str:
@@ -158,6 +251,8 @@ def negatives_dataset(mining: Mining, live_rows: Ids | None) -> Dataset:
     columns = {name: flat_lists(getattr(mining, name)) for name in _MATRICES}
     columns["positive_scores"] = pa.array(mining.positive_scores)
     columns["is_live"] = pa.array(is_live)
+    if mining.topics is not None:
+        columns["topics"] = pa.array(mining.topics)
     return dataset_of(pa.table(columns))
 
 
@@ -167,6 +262,10 @@ _MATRICES: dict[str, Any] = {
     "chosen_by": np.float32,
     "ranks": np.int64,
     "origin": np.int8,
+    "sources": np.int8,
+    "source_scores": np.float32,
+    "steps": np.int64,
+    "first_scores": np.float32,
 }
 
 
@@ -185,9 +284,10 @@ class Loaded:
     has_view: bool
     corpus_fingerprint: str
     report: dict[str, Any] | None
+    additions: dict[str, Any]
     negatives: Dataset | None = field(default=None)
 
-    def mining_of(self, corpus: Corpus, num_rows: int) -> tuple[Mining | None, Ids | None]:
+    def mining_of(self, corpus: Corpus, num_rows: int, num_sources: int) -> tuple[Mining | None, Ids | None]:
         """Return the mining and the rows of the live view, if there was one.
 
         Raises:
@@ -198,12 +298,12 @@ class Loaded:
         if self.negatives is None or self.report is None:
             return None, None
         shape = (num_rows, self.config.num_negatives)
-        mining, live_rows = mining_from(self.path, self.negatives, self.report, shape, len(corpus))
+        mining, live_rows = mining_from(self.path, self.negatives, self.report, shape, len(corpus), num_sources)
         return mining, live_rows if self.has_view else None
 
 
 def mining_from(
-    path: str, negatives: Dataset, report: dict[str, Any], shape: tuple[int, int], num_corpus: int
+    path: str, negatives: Dataset, report: dict[str, Any], shape: tuple[int, int], num_corpus: int, num_sources: int
 ) -> tuple[Mining, Ids]:
     """Check what :func:`negatives_dataset` wrote, and return the mining and the rows of the live view.
 
@@ -213,6 +313,7 @@ def mining_from(
         report: The report, as a dictionary.
         shape: Rows and negatives per row that are expected.
         num_corpus: Texts in the corpus.
+        num_sources: Sources that the dataset knows.
 
     Raises:
         ValueError: If the parts do not fit.
@@ -221,7 +322,10 @@ def mining_from(
     ids, origin = arrays["negative_ids"], arrays["origin"]
     if ids.min(initial=0) < -1 or ids.max(initial=-1) >= num_corpus:
         raise damaged(path, "negative ids lie outside of the corpus")
-    if origin.min(initial=0) < 0 or origin.max(initial=0) >= len(_SOURCES):
+    if origin.min(initial=0) < 0 or origin.max(initial=0) >= len(_ORIGINS):
+        raise damaged(path, "there are slots filled in an unknown way")
+    sources = arrays["sources"]
+    if sources.min(initial=0) < -1 or sources.max(initial=-1) >= num_sources:
         raise damaged(path, "there are unknown sources")
     try:
         positive_scores = negatives.data.column("positive_scores").to_numpy().astype(np.float32)
@@ -229,6 +333,9 @@ def mining_from(
         if is_live.type != pa.bool_() or is_live.null_count or np.isnan(positive_scores).any():
             raise ValueError("is_live or positive_scores")
         live_rows = np.flatnonzero(is_live.to_numpy())
+        topics = (
+            negatives.data.column("topics").to_numpy().astype(np.int32) if "topics" in negatives.column_names else None
+        )
         found = MiningReport(**report)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise damaged(path, f"the report or a column is not what was written ({error})") from None
@@ -236,7 +343,7 @@ def mining_from(
         raise damaged(path, f"there are {len(positive_scores)} rows where {shape[0]} are expected")
     if bool((ids[live_rows] < 0).any()):
         raise damaged(path, "a row of the live view has an empty slot")
-    return Mining(**arrays, positive_scores=positive_scores, report=found), live_rows
+    return Mining(**arrays, positive_scores=positive_scores, report=found, topics=topics), live_rows
 
 
 def matrix_from(path: str, negatives: Dataset, name: str, shape: tuple[int, int], dtype: Any) -> Any:
@@ -278,12 +385,16 @@ def read(path: str) -> Loaded:
             f"Expected a save of format {_FORMAT} in {path!r}, got {version!r}. Read it with the version of this "
             "package that wrote it, or a later one."
         )
+    checked = _checked_content(path, content)
+    names = {name: checked.pop(name) for name in ("cross_domain", "metadata_sources")}
+    given = read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None
     return Loaded(
         path=path,
         pairs=read_part(path, "pairs"),
-        given_corpus=read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None,
+        given_corpus=given,
+        additions=_read_additions(path, names, given),
         negatives=read_part(path, "negatives") if os.path.isdir(os.path.join(path, "negatives")) else None,
-        **_checked_content(path, content),
+        **checked,
     )
 
 
@@ -309,6 +420,8 @@ def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:
         "config": lambda value: isinstance(value, dict),
         "needs": lambda value: isinstance(value, list) and all(isinstance(need, str) for need in value),
         "num_minings": lambda value: isinstance(value, int) and value >= 0,
+        "cross_domain": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "metadata_sources": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "has_view": lambda value: isinstance(value, bool),
         "corpus_fingerprint": lambda value: isinstance(value, str),
         "report": lambda value: value is None or isinstance(value, dict),
@@ -329,29 +442,43 @@ def damaged(path: str, why: str) -> ValueError:
     return ValueError(f"Expected a complete save in {path!r}, got a damaged one: {why}. Save the dataset anew.")
 
 
-def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus) -> Dataset:
+def provenance_dataset(mining: Mining, row_positive: Ids, corpus: Corpus, source_names: Sequence[str]) -> Dataset:
     """Return one row per row with ids, scores, ranks and sources; see ``HardNegativeDataset.provenance``."""
     if corpus.id_column is None:
         positive_id, negative_ids = pa.array(row_positive), flat_lists(mining.negative_ids)
     else:
         positive_id = pa.array(corpus.external_ids(row_positive), type=pa.string())
-        external = pa.array(corpus.external_ids(mining.negative_ids.reshape(-1)), type=pa.string())
-        offsets = np.arange(len(mining.negative_ids) + 1, dtype=np.int64) * mining.negative_ids.shape[1]
-        negative_ids = pa.LargeListArray.from_arrays(pa.array(offsets), external)
-    sources = pa.DictionaryArray.from_arrays(
-        pa.array(mining.origin.reshape(-1).astype(np.int8)), pa.array(list(_SOURCES.values()), type=pa.string())
-    ).cast(pa.string())
-    offsets = np.arange(len(mining.origin) + 1, dtype=np.int64) * mining.origin.shape[1]
-    return dataset_of(
-        pa.table(
-            {
-                "row": pa.array(np.arange(len(row_positive))),
-                "positive_id": positive_id,
-                "positive_score": pa.array(mining.positive_scores),
-                "negative_ids": negative_ids,
-                "negative_scores": flat_lists(mining.negative_scores),
-                "negative_ranks": flat_lists(mining.ranks),
-                "negative_sources": pa.LargeListArray.from_arrays(pa.array(offsets), sources),
-            }
-        )
-    )
+        negative_ids = _lists_of_names(corpus.external_ids(mining.negative_ids.reshape(-1)), mining.negative_ids)
+    columns = {
+        "row": pa.array(np.arange(len(row_positive))),
+        "positive_id": positive_id,
+        "positive_score": pa.array(mining.positive_scores),
+        "negative_ids": negative_ids,
+        "negative_scores": flat_lists(mining.negative_scores),
+        "negative_ranks": flat_lists(mining.ranks),
+        "negative_sources": _names_of(mining.sources, [*source_names, None]),
+        "negative_steps": flat_lists(mining.steps),
+        "negative_slots": _names_of(mining.origin, list(_ORIGINS.values())),
+    }
+    if bool((mining.chosen_by != mining.negative_scores).any()):
+        columns["cross_encoder_scores"] = flat_lists(mining.chosen_by)
+    if bool(np.isfinite(mining.source_scores).any()):
+        columns["bm25_scores"] = flat_lists(mining.source_scores)
+    return dataset_of(pa.table(columns))
+
+
+def _names_of(numbers: Any, names: list[str | None]) -> pa.Array:
+    """Return the rows of a matrix of numbers as lists of names; -1 is the last name."""
+    places = numbers.reshape(-1).astype(np.int16)
+    places[places < 0] = len(names) - 1
+    flat = pa.DictionaryArray.from_arrays(pa.array(places), pa.array(names, type=pa.string())).cast(pa.string())
+    return _lists(flat, numbers)
+
+
+def _lists_of_names(names: list[str | None], like: Any) -> pa.Array:
+    return _lists(pa.array(names, type=pa.string()), like)
+
+
+def _lists(flat: pa.Array, like: Any) -> pa.Array:
+    offsets = np.arange(len(like) + 1, dtype=np.int64) * like.shape[1]
+    return pa.LargeListArray.from_arrays(pa.array(offsets), flat)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st_hardneg.corpus import Ids
+from st_hardneg.texts import Ids
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,16 @@ class NegativeTable:
         dtype = torch.int32 if fits else torch.int64
         self._buffers = SharedArray((2, *negative_ids.shape), dtype)
         self._generation = SharedArray((1,), torch.int64)
+        self._active = SharedArray((1,), torch.int64)
         self._open()
         self._ids[0] = negative_ids
+        self.num_active = self.width
 
     def _open(self) -> None:
         # NumPy views of the same memory: indexing 64 rows takes 2 us with them and 20 us with torch.
         self._ids = self._buffers.tensor.numpy()
         self._count = self._generation.tensor.numpy()
+        self._shown = self._active.tensor.numpy()
 
     @property
     def generation(self) -> int:
@@ -104,6 +107,15 @@ class NegativeTable:
     def width(self) -> int:
         """Negatives per row."""
         return int(self._ids.shape[2])
+
+    @property
+    def num_active(self) -> int:
+        """How many negatives of each row are shown; change it between epochs only, when no batch is on its way."""
+        return int(self._shown[0])
+
+    @num_active.setter
+    def num_active(self, number: int) -> None:
+        self._shown[0] = number
 
     def write(self, negative_ids: Ids) -> None:
         """Replace the whole table, int64 of shape ``(num_rows, num_negatives)``; readers see it at once.
@@ -139,7 +151,7 @@ class NegativeTable:
         return self
 
     def __getstate__(self) -> dict[str, SharedArray]:
-        return {"_buffers": self._buffers, "_generation": self._generation}
+        return {"_buffers": self._buffers, "_generation": self._generation, "_active": self._active}
 
     def __setstate__(self, state: dict[str, SharedArray]) -> None:
         self.__dict__.update(state)

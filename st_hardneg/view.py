@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from datasets.utils._dill import pklregister
 from torch.utils.data import get_worker_info
 
-from st_hardneg.corpus import Ids, TextColumn
 from st_hardneg.table import NegativeTable
+from st_hardneg.texts import Ids, TextColumn
 
 LABEL_COLUMN = "label"
 # Row numbers are stored above this, so that no number of a user's own column is mistaken for one.
@@ -66,6 +67,7 @@ class LiveView:
         self.row_positive = row_positive
         self.row_weight = row_weight
         self.owner = owner
+        self.topics: npt.NDArray[np.int32] | None = None
         self.token = uuid.uuid4().hex
         self._old_batches = 0
         self._batches_served = 0
@@ -83,6 +85,8 @@ class LiveView:
     def __call__(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         """Resolve a batch of row numbers; what ``map`` has put into or beside the view's columns stays as it is.
 
+        Negatives that a schedule does not show yet are left out.
+
         Raises:
             ValueError: If a column of the view was renamed.
         """
@@ -97,8 +101,16 @@ class LiveView:
         resolved = {name: list(values) for name, values in batch.items()}
         if numbered:
             rows = np.asarray(next(iter(numbered.values())), dtype=np.int64) - _FIRST_ROW
-            resolved.update(self.resolve(rows, list(numbered)))
+            found = self.resolve(rows, list(numbered))
+            resolved = {
+                name: found.get(name, values) for name, values in resolved.items() if self._is_shown(name, batch)
+            }
         return resolved
+
+    def _is_shown(self, name: str, names: Collection[str]) -> bool:
+        """Tell whether a column is shown; where nothing else is asked for, a negative is shown in any case."""
+        hidden = self.negative_names[self.table.num_active :]
+        return name not in hidden or all(other in hidden for other in names)
 
     def serve_previous(self, batches: int) -> None:
         """Read the next so many batches from before the last refresh, as the interrupted run that is resumed did.
@@ -122,12 +134,14 @@ class LiveView:
         return True
 
     def resolve(self, rows: Ids, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Return these columns of these rows, all negatives of one generation.
+        """Return these columns of these rows, all negatives of one generation, without those that are not shown.
 
         Args:
             rows: int64 of shape ``(batch,)``: rows of the wrapped dataset.
             names: Columns of the view.
         """
+        num_active = self.table.num_active
+        names = [name for name in names if self._is_shown(name, names)]
         slots = {name: slot for slot, name in enumerate(self.negative_names)}
         wanted = [name for name in names if name in slots]
         negatives = self.table.read(rows, previous=bool(wanted) and self._is_old_batch())
@@ -144,8 +158,21 @@ class LiveView:
                 resolved[name] = self.positives.take(rows)
             else:
                 ids = (rows, self.row_query[rows], self.row_positive[rows], self.row_weight[rows])
-                resolved[name] = np.column_stack([*ids, negatives]).tolist()
+                resolved[name] = np.column_stack([*ids, negatives[:, :num_active]]).tolist()
         return resolved
+
+    def topics_of(self, dataset: Dataset) -> npt.NDArray[np.int32] | None:
+        """Return the topic of the anchor of each row of a dataset that reads from this view, or None without topics."""
+        name = next((name for name in dataset.column_names if self._is_ours(name)), None)
+        if self.topics is None or name is None:
+            return None
+        places = np.arange(len(dataset))
+        if dataset._indices is not None:
+            places = dataset._indices.column(0).to_numpy()
+        column = dataset.data.column(name).combine_chunks()
+        column = pa.chunked_array([column]) if not isinstance(column, pa.ChunkedArray) else column
+        rows = _numbers_at(column, places)
+        return None if rows is None else self.topics[rows]
 
     def _is_ours(self, name: str) -> bool:
         """Tell whether a column of this name is one of the view's."""
@@ -206,7 +233,7 @@ class LiveDataset(Dataset):
         if rows is None or not all(other is not None and np.array_equal(other, rows) for other in numbered):
             return super().__getitems__(keys)
         columns = view.resolve(rows, names)
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @pklregister(LiveView)

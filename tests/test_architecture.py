@@ -10,14 +10,27 @@ import st_hardneg
 PACKAGE = Path(st_hardneg.__file__).parent
 # Each floor may import from the floors above it only (and, within a floor, without a circle).
 FLOORS = [
-    {"errors", "config", "corpus", "pairs", "candidates", "table", "fingerprint", "hardness"},
-    {"encoding", "search", "rescoring", "filters", "sampling", "report", "scoring", "formats", "hub", "view"},
+    {"errors", "config", "texts", "corpus", "pairs", "candidates", "table", "fingerprint", "hardness"},
+    {
+        "encoding",
+        "search",
+        "rescoring",
+        "filters",
+        "sampling",
+        "report",
+        "scoring",
+        "formats",
+        "hub",
+        "view",
+        "sources",
+        "topics",
+    },
     {"shortfall", "mining"},
     {"inputs", "storage", "checkpoint", "dataset", "drop_in"},
-    {"mapping", "samplers", "losses"},
+    {"mapping", "samplers", "losses", "schedules"},
     {"callback"},
 ]
-SIDE_WINGS = {"losses": {"hardness", "pairs", "errors", "losses"}, "samplers": {"corpus", "pairs", "hardness"}}
+SIDE_WINGS = {"losses": {"hardness", "pairs", "errors", "losses"}, "samplers": {"texts", "view"}}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -81,7 +81,8 @@ def test_windows_are_st_s(options, rescored, expected):
         (
             {"sampling_strategy": "best"},
             ValueError,
-            "Expected `sampling_strategy` to be one of ['top', 'random'], got 'best'. Choose another value.",
+            "Expected `sampling_strategy` to be one of ['top', 'random', 'softmax', "
+            "'simans', 'log_rank', 'distance'], got 'best'. Choose another value.",
         ),
         (
             {"min_score": 0.5, "max_score": 0.4},

@@ -384,6 +384,8 @@ def test_pushing_pushes_plain_datasets(mined, monkeypatch):
         "negative_scores",
         "negative_ranks",
         "negative_sources",
+        "negative_steps",
+        "negative_slots",
     ]
     assert "hf_secret" not in str(mined.report.to_dict())
 

@@ -1,0 +1,94 @@
+"""The nearest texts by the model's similarity: among the corpus, among a part of it, or in two spaces at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from st_hardneg.candidates import Found
+from st_hardneg.scoring import Scoring
+from st_hardneg.search import Searcher, checked_search
+from st_hardneg.sources.protocol import SearchPlan, is_repeated
+from st_hardneg.texts import Ids
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Texts that one searcher has indexed.
+
+    Args:
+        searcher: A searcher that has indexed the texts' embeddings.
+        corpus_ids: int64 of shape ``(num_indexed,)``: which texts they are.
+        source: What negatives from here are said to come from.
+    """
+
+    searcher: Searcher
+    corpus_ids: Ids
+    source: int
+
+    def search(self, query_embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return corpus ids and similarities, of shape ``(q, k)``, with -1 and -inf where there are fewer."""
+        places, similarities = checked_search(self.searcher, query_embeddings, k, len(self.corpus_ids))
+        return torch.from_numpy(self.corpus_ids)[places.clamp(min=0)].masked_fill(places < 0, -1), similarities
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSource:
+    """The texts of the highest similarity, out of one space or of several together.
+
+    With two spaces, corpus texts and anchors, this is the search for the nearer of two points that the first description
+    of dual-space mining made with ball trees, for k hits: what is the query's own text, its positives or a duplicate of
+    either is left to the filters, which look further down instead of stopping at a fixed k. Ties go to the anchors.
+
+    Args:
+        scoring: Queries and their embeddings.
+        spaces: Where to search; of equally near texts, the one of the later space comes first.
+    """
+
+    scoring: Scoring
+    spaces: tuple[Space, ...]
+    is_searched: bool = True
+
+    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
+        """Return the nearest texts of each query, down to its depth."""
+        width = plan.deepest(query_ids)
+        embeddings = self.scoring.embeddings
+        queries = embeddings.queries[query_ids.to(embeddings.queries.device)]
+        found = [space.search(queries, min(width, len(space.corpus_ids))) for space in self.spaces]
+        if len(found) == 1:
+            corpus_ids, similarities = found[0]
+            sources = torch.full(corpus_ids.shape, self.spaces[0].source, dtype=torch.int8)
+        else:
+            corpus_ids, similarities, sources = self._merged(query_ids, [ids for ids, _ in found])
+        ranks = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
+        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, self.scoring.pairs)
+        return Found(
+            query_ids,
+            corpus_ids.masked_fill(missing, -1),
+            sources.masked_fill(missing, -1),
+            ranks.masked_fill(missing, -1),
+            similarities.masked_fill(missing, -torch.inf),
+        )
+
+    def _merged(self, query_ids: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge what several spaces returned by similarity, each text once."""
+        order = range(len(self.spaces) - 1, -1, -1)
+        corpus_ids = torch.cat([found[number] for number in order], dim=1)
+        sources = torch.cat(
+            [torch.full(found[number].shape, self.spaces[number].source, dtype=torch.int8) for number in order], dim=1
+        )
+        # Compared pair by pair, so that a tie between two spaces is one: a searcher's blocks may round differently.
+        similarities = self.scoring.embeddings.similarity_of_pairs(query_ids, corpus_ids)
+        by_score = similarities.argsort(dim=1, descending=True, stable=True)
+        corpus_ids, sources = corpus_ids.gather(1, by_score), sources.gather(1, by_score)
+        identities = torch.from_numpy(self.scoring.corpus.identities)[corpus_ids.clamp(min=0)]
+        again = is_repeated(identities.masked_fill(corpus_ids < 0, -1))
+        # A text of both spaces keeps its better place; what follows moves up.
+        moved = again.long().argsort(dim=1, stable=True)
+        return (
+            corpus_ids.masked_fill(again, -1).gather(1, moved),
+            similarities.gather(1, by_score).masked_fill(again, -torch.inf).gather(1, moved),
+            sources.gather(1, moved),
+        )

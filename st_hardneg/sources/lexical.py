@@ -1,0 +1,92 @@
+"""Texts that share words with the query: BM25, by the library ``bm25s``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from st_hardneg.candidates import LEXICAL, Found
+from st_hardneg.corpus import Corpus
+from st_hardneg.errors import require_extra
+from st_hardneg.scoring import Scoring
+from st_hardneg.sources.protocol import SearchPlan
+
+
+class LexicalIndex:
+    """A BM25 index over the searched texts of a corpus. It depends on texts only and outlives refreshes.
+
+    Words are runs of two or more letters or digits, in lower case; none is left out, as BM25 weighs frequent ones least.
+
+    Source: BM25 as Lucene has it (k1 = 1.5, b = 0.75), by ``bm25s`` (https://huggingface.co/papers/2407.03618).
+
+    Args:
+        corpus: The corpus.
+
+    Raises:
+        MissingExtraError: If ``bm25s`` is not installed.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        require_extra("bm25s", "lexical", "The source 'lexical'")
+        self._corpus = corpus
+
+    @cached_property
+    def _index(self) -> Any:
+        import bm25s
+
+        index = bm25s.BM25(backend="numpy")
+        index.index(_words(self._corpus.texts.take(self._corpus.searched)), show_progress=False)
+        return index
+
+    def search(self, queries: list[str], k: int) -> tuple[Tensor, Tensor]:
+        """Return the corpus ids and BM25 scores, of shape ``(q, k)``, of the best texts that share a word; -1 for none."""
+        places, scores = self._index.retrieve(_words(queries), k=k, show_progress=False, backend_selection="numpy")
+        ids = self._corpus.searched[np.asarray(places, dtype=np.int64)]
+        ids[np.asarray(scores) <= 0] = -1
+        return torch.from_numpy(ids), torch.from_numpy(np.asarray(scores, dtype=np.float32))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_corpus": self._corpus}  # another process makes its own index
+
+
+def _words(texts: list[str]) -> list[list[str]]:
+    import bm25s
+
+    words: list[list[str]] = bm25s.tokenize(texts, stopwords=[], return_ids=False, show_progress=False)
+    return words
+
+
+@dataclass(frozen=True, eq=False)
+class LexicalSource:
+    """The texts with the highest BM25 score for the query's words, down to those that share a word with it.
+
+    Args:
+        scoring: The queries; their model's similarity decides what the filters let through.
+        index: The BM25 index.
+    """
+
+    scoring: Scoring
+    index: LexicalIndex
+    is_searched: bool = True
+
+    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
+        """Return the best texts of each query by BM25, down to its depth."""
+        pairs = self.scoring.pairs
+        texts = pairs.anchors.take(pairs.first_row[query_ids.numpy()])
+        width = min(plan.deepest(query_ids), len(self.scoring.corpus.searched))
+        corpus_ids, own_scores = self.index.search(texts, width)
+        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, pairs)
+        ranks = torch.arange(width).expand(corpus_ids.shape)
+        return Found(
+            query_ids,
+            corpus_ids.masked_fill(missing, -1),
+            torch.full(corpus_ids.shape, LEXICAL, dtype=torch.int8).masked_fill(missing, -1),
+            ranks.masked_fill(missing, -1),
+            source_scores=own_scores.masked_fill(missing, torch.nan),
+            is_ranked=True,
+        )

@@ -1,0 +1,134 @@
+"""What a source has to offer, and how deep to look for each query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from st_hardneg.candidates import Found
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus import Corpus
+from st_hardneg.pairs import Pairs
+from st_hardneg.texts import Ids
+
+# Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
+_MAX_HITS = 500_000
+
+
+class Source(Protocol):
+    """Proposes candidates for queries. One method, no base class."""
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether ranks mean something, so that the rank window and the sampling strategy apply."""
+
+    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
+        """Return candidates, best first, no text twice.
+
+        Args:
+            query_ids: int64 of shape ``(q,)``.
+            plan: How deep to look.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class SearchPlan:
+    """How deep to search for each query, and in which order.
+
+    Queries are searched in order of depth, so that one with 200 positives does not make the search deeper for all.
+
+    Args:
+        start: First rank of the window.
+        stop: int64 of shape ``(num_queries,)``: the rank after the last.
+        depth: int64 of shape ``(num_queries,)``: candidates that are considered, besides those that ``extra`` names.
+        extra: int64 of shape ``(num_queries,)``: texts that are never a negative and are not counted in ``depth``: the
+            anchor itself and duplicates of positives.
+        order: int64 of shape ``(num_queries,)``: the queries in order of search.
+    """
+
+    start: int
+    stop: Ids
+    depth: Ids
+    extra: Ids
+    order: Ids
+
+    @classmethod
+    def of(
+        cls,
+        config: MiningConfig,
+        pairs: Pairs,
+        corpus: Corpus,
+        *,
+        reserved: Ids | None = None,
+        filtered: bool = False,
+        rescored: bool = False,
+    ) -> SearchPlan:
+        """Plan the search of all queries.
+
+        Args:
+            config: The recipe.
+            pairs: The queries.
+            corpus: The corpus.
+            reserved: int64 of shape ``(num_queries,)``: places among what is retrieved that are set aside for positives;
+                each query's number of positives by default.
+            filtered: Whether filters that are not in the config may remove candidates.
+            rescored: Whether a cross encoder reorders the candidates.
+        """
+        reserved = pairs.num_positives if reserved is None else reserved
+        start, stop_without = config.window(0, rescored=rescored, filtered=filtered)
+        stop = np.full(pairs.num_queries, stop_without, dtype=np.int64)
+        if config.range_max is None:
+            stop += reserved
+        raw = config.rank_window == "raw"
+        depth = stop if raw else stop + reserved
+        extra = np.zeros_like(stop) if raw else _extra_texts(pairs, corpus)
+        return cls(start, stop, depth, extra, np.argsort(depth + extra, kind="stable"))
+
+    def chunks(self, size: int, show_progress_bar: bool) -> Iterator[Tensor]:
+        """Yield the queries in order of search, int64 of shape ``(at most size,)`` each."""
+        with tqdm(total=len(self.order), desc="Mining", unit="query", disable=not show_progress_bar) as progress:
+            start = 0
+            while start < len(self.order):
+                stop = min(start + size, len(self.order))
+                # Depth grows along the order: a query with thousands of positives goes alone, not with 511 others.
+                hits = (self.depth + self.extra)[self.order[start:stop]] * np.arange(1, stop - start + 1)
+                stop = start + max(1, int(np.searchsorted(hits, _MAX_HITS, side="right")))
+                yield torch.from_numpy(self.order[start:stop])
+                progress.update(stop - start)
+                start = stop
+
+    def deepest(self, query_ids: Tensor) -> int:
+        """Return how many places have to be looked at so that no query gets less than its depth."""
+        return int((self.depth + self.extra)[query_ids.numpy()].max())
+
+    def beyond(self, query_ids: Tensor, corpus_ids: Tensor, pairs: Pairs) -> Tensor:
+        """Tell which places, boolean of shape ``(q, k)``, lie below a query's own depth."""
+        counted = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
+        if int(self.extra.max(initial=0)):
+            extra = pairs.known.contains(query_ids, corpus_ids) & ~pairs.own_positives.contains(query_ids, corpus_ids)
+            counted = (~extra).long().cumsum(1) - 1
+        return counted >= torch.from_numpy(self.depth)[query_ids][:, None]
+
+
+def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
+    """Count, per query, the searched texts that are never its negative and are not one of its positives by id."""
+    everything = np.concatenate([corpus.searched, corpus.searched_anchors])
+    searched = np.bincount(corpus.identities[everything], minlength=len(corpus))
+    known = pairs.known.keys.numpy()
+    query, identity = np.divmod(known, len(corpus))
+    forbidden = np.bincount(query, weights=searched[identity], minlength=pairs.num_queries).astype(np.int64)
+    return np.maximum(forbidden - pairs.num_positives, 0)
+
+
+def is_repeated(values: Tensor) -> Tensor:
+    """Mark, in each row of an int64 tensor of shape ``(q, k)``, what stands further left already; -1 never is."""
+    in_order = values.sort(dim=1, stable=True)
+    repeats = torch.zeros_like(values, dtype=torch.bool)
+    repeats[:, 1:] = (in_order.values[:, 1:] == in_order.values[:, :-1]) & (in_order.values[:, 1:] >= 0)
+    return torch.zeros_like(repeats).scatter_(1, in_order.indices, repeats)

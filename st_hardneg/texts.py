@@ -1,0 +1,151 @@
+"""Columns of texts, and when two texts are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
+
+Ids = npt.NDArray[np.int64]
+"""Row numbers; shapes are given where they are used."""
+
+_READ_ROWS = 10_000
+
+
+def same_text_key(text: str) -> bytes:
+    r"""Digest that two texts share when a reader would call them the same text.
+
+    Unicode is normalised to NFKC, case is folded, runs of whitespace become one space.
+
+    Example:
+        >>> same_text_key("  Straße\n 1") == same_text_key("STRASSE 1")
+        True
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return text_digest(" ".join(text.casefold().split()))
+
+
+def text_digest(text: str) -> bytes:
+    """Digest that only equal texts share."""
+    # 16 bytes instead of the text keep a dictionary of millions of texts small.
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def dataset_of(table: pa.Table) -> Dataset:
+    """Make a Dataset of an Arrow table, without the hash of all of its bytes that `datasets` would compute."""
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
+
+
+class TextColumn:
+    """A column of texts, read by row number, in memory or memory-mapped as its dataset is.
+
+    Args:
+        dataset: The dataset that holds the column.
+        name: The column.
+    """
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self._dataset = dataset.with_format(None).select_columns([name])
+        self._name = name
+        self._open()
+
+    def _open(self) -> None:
+        self._chunks = self._dataset.data.column(self._name)
+        indices = self._dataset._indices
+        self._indices: Ids | None = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def take(self, rows: Sequence[int] | Ids) -> list[str]:
+        """Return the texts of these row numbers, in their order."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        if self._indices is not None:
+            numbers = self._indices[numbers]
+        # 320 texts of 500 000: 0.1 ms with `take` on one chunk, 51 ms with `take` on 500, 0.6 ms one by one.
+        chunks = self._chunks
+        if chunks.num_chunks == 1:
+            texts: list[str] = chunks.chunk(0).take(pa.array(numbers)).to_pylist()
+            return texts
+        return [chunks[number].as_py() for number in numbers.tolist()]
+
+    def batches(self, size: int = _READ_ROWS) -> Iterator[list[Any]]:
+        """Yield all texts in order, in lists of at most ``size``."""
+        for start in range(0, len(self), size):
+            if self._indices is None:
+                yield self._chunks.slice(start, size).to_pylist()
+            else:
+                yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def followed_by(self, texts: list[str] | TextColumn) -> TextColumn:
+        """Return the column with these texts at its end."""
+        if isinstance(texts, TextColumn):
+            added = (
+                texts._dataset if texts._name == self._name else texts._dataset.rename_column(texts._name, self._name)
+            )
+        else:
+            added = dataset_of(pa.table({self._name: pa.array(texts, type=self._chunks.type)}))
+        if added.features != self._dataset.features:
+            added = added.cast(self._dataset.features)
+        return TextColumn(concatenate_datasets([self._dataset, added]), self._name)
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> TextColumn:
+        """Return a column of these texts, in memory."""
+        return cls(dataset_of(pa.table({"text": pa.array(texts, type=pa.large_string())})), "text")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_dataset": self._dataset, "_name": self._name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empty: bool = False) -> None:
+    """Make sure that a column exists, holds text and has no missing or empty text.
+
+    Args:
+        dataset: The dataset.
+        name: The column's name.
+        parameter: What to call the column in the error, such as ``"anchor_column_name"``.
+        allow_empty: Whether empty texts are let through; None never is.
+
+    Raises:
+        ValueError: If the column is missing, or some of its texts are ``None`` or empty (their rows are named).
+        TypeError: If the column does not hold text.
+    """
+    if name not in dataset.column_names:
+        close = get_close_matches(name, dataset.column_names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"`{parameter}={name!r}` is not a column of the dataset. Columns are {dataset.column_names}.{hint}"
+        )
+    dtype = getattr(dataset.features[name], "dtype", None)
+    if dtype not in ("string", "large_string"):
+        raise TypeError(
+            f"Expected the column {name!r} to hold text (strings), got {dataset.features[name]}. "
+            "Name a text column, or turn this one into text with `dataset.map`."
+        )
+    bad: list[int] = []
+    row = 0
+    for texts in TextColumn(dataset, name).batches():
+        bad += [row + i for i, text in enumerate(texts) if text is None or not (allow_empty or text.strip())]
+        row += len(texts)
+    if bad:
+        shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
+        raise ValueError(
+            f"Expected a text in every row of the column {name!r}, got None or an empty text in {len(bad):,} "
+            f"row{'s' if len(bad) > 1 else ''}: {shown}. Remove them, for example with "
+            f"`dataset.filter(lambda row: row[{name!r}] and row[{name!r}].strip())`."
+        )
