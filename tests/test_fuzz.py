@@ -130,6 +130,8 @@ STATE = {
     "config": MiningConfig().to_dict(),
     "needs": [],
     "num_minings": 1,
+    "cross_domain": ["further"],
+    "metadata_sources": ["recent"],
     "has_view": True,
     "corpus_fingerprint": "0" * 32,
     "report": {},
@@ -142,6 +144,7 @@ CHECKPOINT = {
     "report": {},
     "config": {},
     "data_fingerprint": "0",
+    "schedule": None,
     "digest": "0",
 }
 
@@ -174,7 +177,7 @@ def test_negatives_of_other_shapes():
     good = negatives_dataset(mining_of(1), None)
     report = mining_of(1).report.to_dict()
     shape = (len(good), 3)
-    mining_from("folder", good, report, shape, 10)
+    mining_from("folder", good, report, shape, 10, 5)
     broken = [
         *(good.remove_columns([name]) for name in good.column_names),
         *(good.rename_column(name, "other") for name in good.column_names),
@@ -189,7 +192,12 @@ def test_negatives_of_other_shapes():
     ]
     for dataset in broken:
         with pytest.raises(ValueError, match="got a damaged one"):
-            mining_from("folder", dataset, report, shape, 10)
-    for arguments in ((good, {}, shape, 10), (good, report, (4, 3), 10), (good, report, shape, 1)):
+            mining_from("folder", dataset, report, shape, 10, 5)
+    for arguments in (
+        (good, {}, shape, 10, 5),
+        (good, report, (4, 3), 10, 5),
+        (good, report, shape, 1, 5),
+        (good, report, shape, 10, 1),
+    ):
         with pytest.raises(ValueError, match="got a damaged one"):
             mining_from("folder", *arguments)

@@ -29,8 +29,20 @@ def mining_of(round_number: int) -> Mining:
     """Return a mining in which every slot of every row holds the text of this round."""
     ids = np.full((ROWS, WIDTH), round_number, dtype=np.int64)
     zeros = np.zeros((ROWS, WIDTH), dtype=np.float32)
-    report = MiningReport(**dict.fromkeys(MiningReport.__dataclass_fields__))
-    return Mining(ids, zeros, zeros, ids, np.ones((ROWS, WIDTH), np.int8), np.zeros(ROWS, np.float32), report)
+    ones = np.ones((ROWS, WIDTH), dtype=np.int8)
+    return Mining(
+        negative_ids=ids,
+        negative_scores=zeros,
+        chosen_by=zeros,
+        ranks=ids,
+        origin=ones,
+        sources=ones,
+        source_scores=zeros,
+        steps=ids,
+        first_scores=zeros,
+        positive_scores=zeros[:, 0],
+        report=MiningReport(**dict.fromkeys(MiningReport.__dataclass_fields__)),
+    )
 
 
 class Summary:
