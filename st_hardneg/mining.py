@@ -147,7 +147,8 @@ def mine_negatives(
         scoring.pairs,
         scoring.corpus,
         reserved=recipe.reserved,
-        filtered=bool(recipe.extra_filters),
+        # What else may remove candidates: filters that are not in the config, and other anchors with the same answer.
+        filtered=bool(recipe.extra_filters) or scoring.guide is not None or len(scoring.corpus.anchor_ids) > 0,
         rescored=scoring.cross_encoder is not None,
     )
     run = _Run(scoring, sources, recipe, plan, previous, Tally())

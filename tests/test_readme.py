@@ -1,0 +1,76 @@
+"""The examples of the README run as they are printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from tests.conftest import WORDS, random_texts, word_model
+
+README = Path(__file__).parent.parent / "README.md"
+SECTION = "## Where negatives come from, and how hard they are"
+
+
+def examples() -> list[str]:
+    section = README.read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+@pytest.fixture
+def names(bag_of_words, tmp_path) -> dict[str, object]:
+    """What the section says that its examples start from."""
+    texts = list(dict.fromkeys(random_texts(400, seed=3)))
+    pairs = Dataset.from_dict({"anchor": texts[:40], "positive": [f"{text} in 1998" for text in texts[:40]]})
+    corpus = Dataset.from_dict(
+        {
+            "text": texts[80:300],
+            "year": [2010 + number % 14 for number in range(220)],
+            "domain": ["draft" if number % 10 == 0 else "final" for number in range(220)],
+        }
+    )
+    options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 3, "use_cpu": True}
+    return {
+        "model": bag_of_words,
+        "teacher": word_model(WORDS, bag_of_words[0].embedding.weight.detach()[1:].flip(1)),
+        "pairs": pairs,
+        "corpus": corpus,
+        "args": SentenceTransformerTrainingArguments(str(tmp_path), **options),
+        "loss": MultipleNegativesRankingLoss(bag_of_words),
+        "language_model": lambda prompts, **_: [[{"generated_text": f"{prompt} not so"}] for prompt in prompts],
+        "cache_dir": str(tmp_path / "cache"),
+        "HardNegativeDataset": HardNegativeDataset,
+        "MiningCallback": MiningCallback,
+        "MiningConfig": MiningConfig,
+        "SentenceTransformerTrainer": SentenceTransformerTrainer,
+    }
+
+
+@pytest.mark.parametrize("code", examples(), ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_each_example_of_sources_runs(code, names):
+    """At most 12 lines each; callbacks and trainers that they make are tried out, too."""
+    assert len(code.strip().splitlines()) <= 12
+    exec(compile(code, str(README), "exec"), names)
+    trainer = names.get("trainer")
+    if "callback" in names:
+        hard_negatives = names.get("hard_negatives")
+        if hard_negatives is None:
+            hard_negatives = HardNegativeDataset(names["pairs"], names["corpus"])
+        hard_negatives.mine(names["model"], show_progress_bar=False)
+        names["callback"].mining_steps = 1
+        trainer = SentenceTransformerTrainer(
+            model=names["model"],
+            args=names["args"],
+            train_dataset=hard_negatives.as_dataset(),
+            loss=names["loss"],
+            callbacks=[names["callback"]],
+        )
+    if trainer is not None:
+        trainer.train()
+        assert trainer.state.global_step == 3
+        assert "callback" not in names or names["callback"].reports
