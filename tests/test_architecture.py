@@ -10,11 +10,7 @@ import st_hardneg
 PACKAGE = Path(st_hardneg.__file__).parent
 # Each floor may import from the floors above it only (and, within a floor, without a circle).
 FLOORS = [
-<<<<<<< HEAD
     {"errors", "config", "texts", "corpus", "pairs", "candidates", "table", "fingerprint", "hardness"},
-=======
-    {"errors", "config", "corpus", "pairs", "candidates", "table", "fingerprint", "hardness"},
->>>>>>> a0a6abb (Synthetic texts: perturbations, keyword edits, contradictions)
     {
         "encoding",
         "search",
@@ -27,10 +23,7 @@ FLOORS = [
         "hub",
         "view",
         "sources",
-<<<<<<< HEAD
         "topics",
-=======
->>>>>>> a0a6abb (Synthetic texts: perturbations, keyword edits, contradictions)
     },
     {"shortfall", "mining"},
     {"inputs", "storage", "checkpoint", "dataset", "drop_in"},

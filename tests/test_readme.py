@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from tests.conftest import WORDS, random_texts, word_model
@@ -20,6 +23,18 @@ SECTION = "## Where negatives come from, and how hard they are"
 def examples() -> list[str]:
     section = README.read_text(encoding="utf-8").split(SECTION)[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+def small_language_model() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Return a random GPT-2 that knows the words of the tests."""
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    config = GPT2Config(vocab_size=202, n_positions=512, n_embd=16, n_layer=1, n_head=2, eos_token_id=0)
+    config.bos_token_id = config.pad_token_id = 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config), tokenizer
 
 
 @pytest.fixture
@@ -34,7 +49,7 @@ def names(bag_of_words, tmp_path) -> dict[str, object]:
             "domain": ["draft" if number % 10 == 0 else "final" for number in range(220)],
         }
     )
-    options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 3, "use_cpu": True}
+    options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 7, "use_cpu": True}
     return {
         "model": bag_of_words,
         "teacher": word_model(WORDS, bag_of_words[0].embedding.weight.detach()[1:].flip(1)),
@@ -42,7 +57,7 @@ def names(bag_of_words, tmp_path) -> dict[str, object]:
         "corpus": corpus,
         "args": SentenceTransformerTrainingArguments(str(tmp_path), **options),
         "loss": MultipleNegativesRankingLoss(bag_of_words),
-        "language_model": lambda prompts, **_: [[{"generated_text": f"{prompt} not so"}] for prompt in prompts],
+        "language_model": small_language_model(),
         "cache_dir": str(tmp_path / "cache"),
         "HardNegativeDataset": HardNegativeDataset,
         "MiningCallback": MiningCallback,
@@ -72,5 +87,5 @@ def test_each_example_of_sources_runs(code, names):
         )
     if trainer is not None:
         trainer.train()
-        assert trainer.state.global_step == 3
+        assert trainer.state.global_step == 7
         assert "callback" not in names or names["callback"].reports

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from st_hardneg.texts import same_text_key
 from st_hardneg.errors import MiningError, MissingExtraError
 from st_hardneg.sources import contradictions, text_perturbations
 from st_hardneg.sources.quantities import other_quantity, quantities
@@ -30,6 +29,7 @@ from st_hardneg.sources.synthetic import (
     checked_synthetic,
     entities_in,
 )
+from st_hardneg.texts import same_text_key
 
 PROSE = (
     "In 1998, Aspirin did not increase the 5 mg/L level of IL-6 by 12.5 % in 1,200 patients from Kenya. "
