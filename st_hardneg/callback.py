@@ -34,7 +34,7 @@ from st_hardneg.schedules import (
     describe,
     in_force,
 )
-from st_hardneg.view import live_views
+from st_hardneg.view import live_views, read_in_batches
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -143,6 +143,7 @@ class MiningCallback(TrainerCallback):
         self.trainer = _calling_trainer() or self.trainer
         loader = kwargs["train_dataloader"]
         self._targets = list(self._find_targets(loader.dataset))
+        read_in_batches(loader.dataset)
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))

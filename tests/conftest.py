@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
@@ -19,6 +20,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 disable_progress_bars()
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_to_collect_but_the_tests() -> None:
+    """Take the imported libraries out of garbage collection: a trainer collects each time, 0.3 s for these alone."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
