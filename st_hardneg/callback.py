@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -126,10 +127,15 @@ class MiningCallback(TrainerCallback):
         self.model = model
         self.reports: list[MiningReport] = []
         self._report_names: list[tuple[MiningReport, str | None]] = []
-        self.trainer: Trainer | None = None
+        self._trainer: Callable[[], Trainer | None] = lambda: None
         self._targets: list[_Target] = []
         self._steps_per_epoch = 0
         self._mined_at: int | None = None
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The trainer that called last, as long as it is there."""
+        return self._trainer()
 
     # --- the trainer's events -------------------------------------------------------------------------------------
 
@@ -140,7 +146,11 @@ class MiningCallback(TrainerCallback):
         self.reports = []
         self._report_names = []
         self._mined_at = None
-        self.trainer = _calling_trainer() or self.trainer
+        trainer = _calling_trainer()
+        if trainer is not None:
+            # Held weakly, for the trainer holds this callback: in a circle, both would outlive the training, and with
+            # them the dataloader's persistent workers, until the garbage is collected.
+            self._trainer = weakref.ref(trainer)
         loader = kwargs["train_dataloader"]
         self._targets = list(self._find_targets(loader.dataset))
         read_in_batches(loader.dataset)
@@ -272,6 +282,7 @@ class MiningCallback(TrainerCallback):
     def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
         """Go on with the negatives of the checkpoint that the training resumes from."""
         checkpoint = _resumed_checkpoint() or self._checkpoint(args, state)
+        was_refreshed = any(key.startswith("mining/") for entry in state.log_history for key in entry)
         for target in self._targets:
             hard_negatives = target.hard_negatives
             found: CheckpointState | None = None
@@ -285,6 +296,7 @@ class MiningCallback(TrainerCallback):
                     num_rows=len(hard_negatives),
                     num_corpus=len(hard_negatives.corpus),
                     num_sources=len(hard_negatives.source_names),
+                    was_refreshed=was_refreshed,
                 )
             found = broadcast_object_list([found])[0]
             if found is None:

@@ -58,8 +58,10 @@ def folder_of(checkpoint: str, dataset_name: str | None) -> str:
 
 
 def write_checkpoint(checkpoint: str, dataset_name: str | None, state: CheckpointState) -> None:
-    """Write a dataset's state into a checkpoint folder; it is there whole or not at all."""
-    write_folder(folder_of(checkpoint, dataset_name), lambda folder: _write(folder, state))
+    """Write a dataset's state into a checkpoint folder; it is there whole, or as an empty folder that tells of the try."""
+    folder = folder_of(checkpoint, dataset_name)
+    os.makedirs(folder, exist_ok=True)
+    write_folder(folder, lambda partial: _write(partial, state))
 
 
 def _write(folder: str, state: CheckpointState) -> None:
@@ -101,19 +103,37 @@ def read_checkpoint(
     num_rows: int,
     num_corpus: int,
     num_sources: int,
+    was_refreshed: bool = False,
 ) -> CheckpointState | None:
     """Read a dataset's state from a checkpoint folder, and make sure that it belongs to the dataset.
+
+    Args:
+        checkpoint: The folder.
+        dataset_name: The trainer's name of the dataset, if it trains on several.
+        config: The recipe, as a dictionary.
+        data_fingerprint: What identifies rows and corpus.
+        num_rows: Rows that are expected.
+        num_corpus: Texts in the corpus.
+        was_refreshed: Whether it is known that the training had refreshed negatives before the checkpoint.
 
     Returns:
         The state, or None if the checkpoint has none for this dataset.
 
     Raises:
         ValueError: If config or data differ from those of the checkpoint (the difference is named), or the files are
-            damaged.
+            damaged, or writing them was interrupted.
     """
     folder = folder_of(checkpoint, dataset_name)
     state_file = os.path.join(folder, _STATE_FILE)
     if not os.path.isfile(state_file):
+        # Another dataset's state beside it means that this one may never have been part of it.
+        is_lost = was_refreshed and not os.path.isdir(os.path.join(checkpoint, _FOLDER))
+        if is_lost or os.path.isdir(folder):
+            raise ValueError(
+                f"Expected the negatives in {checkpoint!r} with which the training went on, got none: writing them was "
+                "interrupted (a full disk, a killed process), or they were deleted. Resume from an earlier checkpoint, "
+                "with `resume_from_checkpoint=PATH`, or start a new training from this one's model."
+            )
         return None
     content = _content(folder, state_file)
     _check_same(checkpoint, content, config, data_fingerprint, schedule)

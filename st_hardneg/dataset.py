@@ -526,11 +526,16 @@ class HardNegativeDataset:
                 "Expected a negative in every slot of the live view's rows, got empty ones. Apply a mining that this "
                 "very dataset computed after the view was made."
             )
-        if self._table is not None:
-            self._table.write(mining.negative_ids)
-        self._previous_ids = None if self._mining is None else self._mining.negative_ids
-        self._mining = mining
-        self._num_minings += 1
+        generation = 0 if self._table is None else self._table.generation
+        try:
+            if self._table is not None:
+                self._table.write(mining.negative_ids)
+        finally:
+            # An interrupt may come at any moment: once the live views have changed, the rest has to follow.
+            if self._table is None or self._table.generation != generation:
+                self._previous_ids = None if self._mining is None else self._mining.negative_ids
+                self._mining = mining
+                self._num_minings += 1
         self._mark_views()
 
     def publish_topics(self) -> None:

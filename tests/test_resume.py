@@ -195,11 +195,32 @@ def test_changed_config_or_data_is_refused(tmp_path):
 
 def test_a_checkpoint_that_never_knew_the_callback(tmp_path, caplog):
     """Training goes on with the negatives at hand, and says so."""
-    run(tmp_path, max_steps=4)
-    shutil.rmtree(tmp_path / "checkpoint-4" / "hard_negatives")
+    model = make_model()
+    SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path, max_steps=4),
+        train_dataset=make_negatives(model).as_dataset(),
+        loss=Recorder(model),
+    ).train()
     _, _, callback = run(tmp_path, resume=True, max_steps=8)
     assert "holds no negatives for this dataset" in caplog.text
     assert [report.step for report in callback.reports] == [6]
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder", "a part"])
+def test_a_checkpoint_whose_negatives_are_missing_is_refused(tmp_path, left):
+    """The negatives that were refreshed before it are lost; going on with others would go unnoticed."""
+    run(tmp_path, max_steps=4)
+    (folder,) = (tmp_path / "checkpoint-4" / "hard_negatives").iterdir()
+    if left == "nothing":
+        shutil.rmtree(folder.parent)
+    elif left == "an empty folder":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        (folder / "state.json").unlink()
+    with pytest.raises(ValueError, match="got none: writing them was interrupted"):
+        run(tmp_path, resume=True, max_steps=8)
 
 
 def test_restoring_callback_states_from_the_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -140,7 +141,13 @@ class LossDiagnosticsCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+        # Weakly, for the trainer holds its callbacks: in a circle, both would outlive the training.
+        self._trainer = weakref.ref(trainer)
+
+    @property
+    def trainer(self) -> Any:
+        """The trainer, as long as it is there."""
+        return self._trainer()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hand the shares over if this step is logged."""
