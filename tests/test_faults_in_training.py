@@ -21,6 +21,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningError
 from st_hardneg.losses import LossDiagnosticsCallback, SemiHardMultipleNegativesRankingLoss
@@ -363,3 +364,59 @@ def test_a_disk_that_is_full_for_real(small_disk, uninterrupted, free):
         run(output, callback=FullDisk(fill), max_steps=STEPS)
     (small_disk / "filler").unlink()
     check_after_a_full_disk(output, uninterrupted)
+
+
+# --- compiled models ----------------------------------------------------------------------------------------------
+
+
+class Independent(MiningCallback):
+    """Mines beside every refresh, with a new model that has the weights of the moment."""
+
+    def __init__(self, hard_negatives, mining_steps=EVERY):
+        super().__init__(hard_negatives, mining_steps=mining_steps)
+        self.found, self.expected = [], []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step % self.mining_steps == 0 and state.global_step < state.max_steps:
+            alone, trained = make_model(), getattr(kwargs["model"], "_orig_mod", kwargs["model"])
+            with torch.no_grad():
+                alone[0].embedding.weight.copy_(trained[0].embedding.weight)
+            self.found.append(self.hard_negatives.negative_ids)
+            self.expected.append(make_negatives(alone, sampling_strategy="top").negative_ids)
+
+
+@pytest.mark.parametrize("how", ["arguments", "arguments, aot_eager", "in place", "wrapped"])
+def test_a_compiled_model_is_mined_with_as_it_is_at_the_moment(tmp_path, how):
+    """However it is compiled, every refresh finds what an uncompiled model with the same weights finds."""
+    model = make_model()
+    hard_negatives = make_negatives(model, sampling_strategy="top")
+    options = {"save_strategy": "no", "max_steps": STEPS}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trained = model
+    if how.startswith("arguments"):
+        options |= {"torch_compile": True, "torch_compile_backend": "aot_eager" if "aot" in how else "eager"}
+    elif how == "in place":
+        model.compile(backend="eager")
+    else:
+        trained = torch.compile(model, backend="eager")
+    initial = hard_negatives.negative_ids
+    # Mining by hand takes the wrapper, too.
+    hard_negatives.mine(trained, show_progress_bar=False)
+    assert (hard_negatives.negative_ids == initial).all()
+    callback = Independent(hard_negatives)
+    trainer = SentenceTransformerTrainer(
+        model=trained,
+        args=make_args(tmp_path, **options),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=MultipleNegativesRankingLoss(trained),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0  # it was compiled, indeed
+    torch._dynamo.reset()
+    assert len(callback.found) == 2
+    for found, expected in zip(callback.found, callback.expected, strict=True):
+        assert (found == expected).all() and (found != initial).any()
+    assert (callback.found[0] != callback.found[1]).any()
