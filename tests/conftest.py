@@ -7,19 +7,28 @@ import random
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
-from datasets import Dataset, disable_progress_bars
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-disable_progress_bars()
-torch.set_num_threads(1)
+# The process that hands tests out to others reads this file, too: what takes seconds to import is imported on use.
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_and_on_one_thread() -> None:
+    """No progress bars, and no more threads than test processes."""
+    import torch
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +57,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def word_model(words: Sequence[str], vectors: torch.Tensor, similarity: str = "cosine") -> SentenceTransformer:
     """Return a real model in which a text is the mean of its words' vectors; unknown words are the zero vector."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
     vocabulary = {word: number for number, word in enumerate(["[UNK]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -62,6 +76,8 @@ def protractor() -> SentenceTransformer:
 
     Words before the angle do not count: "note 40°" points the same way, but is another text.
     """
+    import torch
+
     angles = [math.radians(degrees) for degrees in range(360)]
     vectors = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
     return word_model([f"{degrees}°" for degrees in range(360)], vectors)
@@ -73,6 +89,8 @@ WORDS = [f"w{number}" for number in range(200)]
 @pytest.fixture
 def bag_of_words() -> SentenceTransformer:
     """A model of 200 words with random vectors of 16 dimensions; it can be trained."""
+    import torch
+
     return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
 
 
@@ -85,6 +103,8 @@ def random_texts(count: int, seed: int, length: int = 4) -> list[str]:
 @pytest.fixture
 def word_pairs() -> Dataset:
     """48 rows of anchor and positive, each with a text of its own."""
+    from datasets import Dataset
+
     texts = list(dict.fromkeys(random_texts(120, seed=1)))[:96]
     return Dataset.from_dict({"anchor": texts[:48], "positive": texts[48:]})
 

@@ -1,12 +1,14 @@
 """Run with one or two processes: trains with refreshes and writes what each rank ends with.
 
-Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
-refresh; "slow" or "slow-silent", a search that takes longer than the ranks wait, with signs of life or without.
+Arguments: output folder, and optionally one of these: "slow" or "slow-silent", a search that takes longer than the ranks
+wait, with signs of life or without; "failures", two runs with two ranks each, in which the encoding of the one or the
+other rank raises at the second refresh.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -38,9 +40,34 @@ class SlowSearcher(ExactSearcher):
         return super().search(query_embeddings, k)
 
 
-def main() -> None:
+def fail_in_turn(folder: Path) -> None:
+    """Run two ranks twice, so that rank 0 fails and then rank 1; note seconds, exit code and what was written."""
+    outcomes = []
+    for failing in (0, 1):
+        started = time.perf_counter()
+        launched = multiprocessing.get_context("fork").Process(target=launch, args=(folder, f"fail-{failing}"))
+        launched.start()
+        launched.join()
+        stderr = (folder / f"fail-{failing}.txt").read_text(encoding="utf-8")
+        outcomes.append([time.perf_counter() - started, launched.exitcode, stderr])
+    (folder / "failures.json").write_text(json.dumps(outcomes))
+
+
+def launch(folder: Path, failure: str) -> None:
+    """Do what torchrun does, with ranks that are forked: they need not import everything again."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with open(folder / f"{failure}.txt", "wb") as file:
+        os.dup2(file.fileno(), 2)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    config.start_method = "fork"
+    elastic_launch(config, main)(folder, failure)
+
+
+def main(folder: Path, failure: str = "") -> None:
     """Train 8 steps with refreshes at 2, 4 and 6."""
-    folder, failure = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     disable_progress_bars()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
@@ -103,4 +130,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "failures" in sys.argv:
+        fail_in_turn(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), *sys.argv[2:])

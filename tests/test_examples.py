@@ -8,31 +8,46 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
 import st_hardneg
 from st_hardneg import MiningConfig
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str) -> str:
-    command = [sys.executable, *arguments]
+# What takes longest is importing the host libraries: one process runs all examples, each as a script.
+RUN_EACH = """
+import runpy, sys
+sys.path.insert(0, "examples")
+for command in sys.argv[1:]:
+    sys.argv = command.split()
+    print(f"\\n=== {command}")
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(*commands: str) -> list[str]:
+    """Run scripts with their arguments one after the other; return what each printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH, *commands],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    parts = done.stdout.split("\n=== ")[1:]
+    assert [part.splitlines()[0] for part in parts] == list(commands)
+    return parts
 
 
-@pytest.mark.parametrize("name", ["mine_offline.py", "custom_searcher.py"])
-def test_short_examples(name):
-    """Each prints a report."""
-    assert "Hard negatives: first mining" in run(f"examples/{name}")
-
-
-def test_the_main_example_on_few_pairs():
-    """It trains on every kind of negatives and prints a row for each."""
-    out = run("examples/train_with_refresh.py", "--epochs", "2", "--num-negatives", "1", "--limit", "200")
+def test_the_examples():
+    """The short ones print a report each; the main one trains on every kind of negatives and prints a row for each."""
+    on_few_pairs = "examples/train_with_refresh.py --epochs 2 --num-negatives 1 --limit 200"
+    *short, out = run("examples/mine_offline.py", "examples/custom_searcher.py", on_few_pairs)
+    for printed in short:
+        assert "Hard negatives: first mining" in printed
     for row in ("before training", "in-batch negatives", "mined once", "refreshed each epoch"):
         assert f"\n{row}" in out
 
