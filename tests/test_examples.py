@@ -14,10 +14,13 @@ from st_hardneg import MiningConfig
 ROOT = Path(__file__).parent.parent
 
 
-# What takes longest is importing the host libraries: one process runs all examples, each as a script.
+# What takes longest is importing the host libraries and reading the docstrings: one process does it once and runs all
+# examples, each as a script.
 RUN_EACH = """
-import runpy, sys
+import functools, runpy, sys
 sys.path.insert(0, "examples")
+import docstring_pairs
+docstring_pairs.standard_library_pairs = functools.cache(docstring_pairs.standard_library_pairs)
 for command in sys.argv[1:]:
     sys.argv = command.split()
     print(f"\\n=== {command}")
