@@ -63,6 +63,13 @@ def test_edges_belong_to_one_band() -> None:
     assert is_easy(positive, negatives, 1.0, "facenet").tolist() == [False, False, True, True]
 
 
+def test_a_tie_stays_hard_where_facenets_band_is_empty() -> None:
+    """At a margin of 0 the outer edge is the positive itself: a tie is hard, and what is below it is easy."""
+    positive, negatives = torch.tensor(0.5), torch.tensor([0.75, 0.5, 0.25])
+    assert is_easy(positive, negatives, 0.0, "facenet").tolist() == [False, False, True]
+    assert is_semi_hard(positive, negatives, 0.0, "facenet").tolist() == [False, False, False]
+
+
 SCORES = st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(-1, 1, width=16)
 
 
@@ -119,6 +126,13 @@ def test_shares_leave_missing_negatives_out() -> None:
         "semi_hard": 0.0,
         "hard": 0.0,
     }
+
+
+def test_shares_follow_the_definition() -> None:
+    """A gap of a quarter is semi-hard in the half-open band of that width, and easy on squared L2 distances."""
+    positive, negatives = torch.tensor(0.5), torch.tensor([0.25])
+    assert hardness_shares(positive, negatives, 0.25) == {"easy": 0.0, "semi_hard": 1.0, "hard": 0.0}
+    assert hardness_shares(positive, negatives, 0.25, "facenet") == {"easy": 1.0, "semi_hard": 0.0, "hard": 0.0}
 
 
 @pytest.mark.parametrize("margin", [-0.1, float("nan"), "0.1", True])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
 import pytest
+import torch
 
-from st_hardneg.table import NegativeTable
+from st_hardneg.table import NegativeTable, SharedArray, _remove
+from tests.conftest import whole
 
 
 def test_a_write_is_seen_and_counted():
@@ -29,8 +32,13 @@ def test_ids_beyond_32_bits():
 def test_another_shape_is_refused():
     """Rows and width never change."""
     table = NegativeTable(np.zeros((4, 2), dtype=np.int64))
-    with pytest.raises(ValueError, match=r"Expected negatives of shape \(4, 2\), got \(4, 3\)"):
+    message = (
+        "Expected negatives of shape (4, 2), got (4, 3). Rows and width of a live view never change; make a new "
+        "HardNegativeDataset for another width."
+    )
+    with pytest.raises(ValueError, match=whole(message)):
         table.write(np.zeros((4, 3), dtype=np.int64))
+    assert table.generation == 0
 
 
 def test_a_deep_copy_is_the_same_table_and_a_pickle_reads_alike():
@@ -38,6 +46,92 @@ def test_a_deep_copy_is_the_same_table_and_a_pickle_reads_alike():
     table = NegativeTable(np.arange(4).reshape(2, 2))
     assert copy.deepcopy(table) is table
     assert pickle.loads(pickle.dumps(table)).read(np.array([1])).tolist() == [[2, 3]]
+
+
+def test_the_write_before_the_last_can_be_read():
+    """Through several rounds, `previous` gives what was written one round earlier, as int64."""
+    table = NegativeTable(np.zeros((3, 2), dtype=np.int64))
+    for number in range(1, 6):
+        table.write(np.full((3, 2), number))
+        now, before = table.read(np.array([0, 2])), table.read(np.array([0, 2]), previous=True)
+        assert now.tolist() == [[number] * 2] * 2 and before.tolist() == [[number - 1] * 2] * 2
+        assert now.dtype == before.dtype == np.int64
+        assert table.generation == number
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(2**31 - 2, "int32"), (2**31 - 1, "int32"), (2**31, "int64"), (None, "int32")]
+)
+def test_ids_take_as_many_bits_as_they_need(largest, dtype):
+    """Up to 2**31 texts an id takes four bytes, also in a table of no rows; beyond that it takes eight."""
+    ids = np.zeros((0, 2), dtype=np.int64) if largest is None else np.full((1, 2), largest)
+    table = NegativeTable(ids)
+    assert str(table._ids.dtype) == dtype
+    assert table._ids.shape == (2, *ids.shape)
+    assert table.read(np.arange(len(ids))).tolist() == ids.tolist()
+
+
+def test_the_memory_is_shared_and_begins_with_zeros():
+    """Both buffers and the counter lie in shared memory."""
+    table = NegativeTable(np.ones((2, 2), dtype=np.int64))
+    for array in (table._buffers, table._generation):
+        assert array.tensor.is_shared() and array.path is None
+    assert table._ids[1].tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.fixture
+def no_shared_memory(monkeypatch, tmp_path):
+    """Shared memory is too small; files for it come into the test's folder."""
+
+    def too_small(self):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("torch.Tensor.share_memory_", too_small)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_mapped_table_is_the_same_memory_after_pickling(no_shared_memory):
+    """A copy that went through a pickle sees later writes, and does not take the files away when it goes."""
+    table = NegativeTable(np.arange(6).reshape(3, 2))
+    assert sorted(path.name[:11] for path in no_shared_memory.iterdir()) == ["st_hardneg-"] * 2
+    copied = pickle.loads(pickle.dumps(table))
+    assert copied._buffers.path == table._buffers.path and copied._ids.dtype == table._ids.dtype
+    assert copied.read(np.array([2, 0])).tolist() == [[4, 5], [0, 1]]
+    table.write(np.full((3, 2), 9))
+    assert copied.generation == 1 and copied.read(np.array([1])).tolist() == [[9, 9]]
+    again = pickle.loads(pickle.dumps(copied))
+    assert again._generation.path == table._generation.path
+    del copied, again
+    assert len(list(no_shared_memory.iterdir())) == 2
+    del table
+    assert not list(no_shared_memory.iterdir())
+
+
+def test_the_warning_names_size_reason_and_folder(no_shared_memory, caplog):
+    """Four megabytes that do not fit: the message says so, once for each array, and what to do."""
+    array = SharedArray((2**20,), torch.int32)
+    assert array.tensor.shape == (2**20,) and not array.tensor.any()
+    assert caplog.messages == [
+        "Shared memory does not suffice for 4.0 MB of negatives (No space left on device); they are in a mapped file in "
+        f"{str(no_shared_memory)!r}. Enlarge /dev/shm (`--shm-size` in Docker)."
+    ]
+
+
+def test_an_empty_array_can_be_mapped(no_shared_memory):
+    """A file of no bytes cannot be mapped; an array of no rows still has its shape."""
+    assert SharedArray((2, 0, 3), torch.int64).tensor.shape == (2, 0, 3)
+
+
+def test_a_file_is_removed_by_its_owner_only(tmp_path):
+    """A forked worker leaves the file to its parent; a file that is gone already is no error."""
+    path = tmp_path / "file"
+    path.touch()
+    _remove(str(path), os.getpid() + 1)
+    assert path.exists()
+    _remove(str(path), os.getpid())
+    assert not path.exists()
+    _remove(str(path), os.getpid())
 
 
 def read_until(table: NegativeTable, stop, torn, reads) -> None:
@@ -86,7 +180,6 @@ def test_a_mapped_file_stands_in_where_shared_memory_is_too_small(monkeypatch, c
     """Workers see writes through the file, however they are started; the file goes with the table."""
     import gc
 
-    import torch
     from torch.utils.data import DataLoader
 
     def too_small(self):
