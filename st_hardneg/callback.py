@@ -34,6 +34,7 @@ from st_hardneg.schedules import (
     checked_schedules,
     describe,
     in_force,
+    points_of,
 )
 from st_hardneg.view import live_views, read_in_batches
 
@@ -118,8 +119,7 @@ class MiningCallback(TrainerCallback):
         self.schedule = checked_schedules(schedule)
         for member in _members(hard_negatives):
             # What can be seen before the training is known; its very steps are checked when it begins.
-            first = (Progress(number / 100) for number in range(101))
-            check_throughout(self.schedule, member.config, first, member.check_in_force)
+            check_throughout(self.schedule, member.config, points_of(self.schedule), member.check_in_force)
         self.hard_negatives = hard_negatives
         self.mining_steps = mining_steps
         self.mining_strategy = mining_strategy
@@ -157,12 +157,7 @@ class MiningCallback(TrainerCallback):
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
-        points = [
-            self._progress(step, state) for step in range(state.max_steps + 1) if self._may_refresh_at(step, state)
-        ]
-        for target in self._targets:
-            member = target.hard_negatives
-            check_throughout(self.schedule, member.config, points, member.check_in_force)
+        self._check_schedule(state)
         if state.global_step > 0:
             self._restore(args, state)
         if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
@@ -258,13 +253,12 @@ class MiningCallback(TrainerCallback):
         return Progress(min(1.0, step / max(1, state.max_steps)), step // self._steps_per_epoch)
 
     def _check_schedule(self, state: TrainerState) -> None:
-        """Make sure that what the schedule will put in force is valid at every refresh of this training."""
-        for target in self._targets:
-            member = target.hard_negatives
-            member.num_active = member.config.num_negatives
-            if self.schedule is not None:
-                steps = (step for step in range(state.max_steps + 1) if self._may_refresh_at(step, state))
-                points = (self._progress(step, state) for step in steps)
+        """Make sure that what the schedule will put in force is valid throughout this training."""
+        if self.schedule is not None:
+            steps = (step for step in range(state.max_steps + 1) if self._may_refresh_at(step, state))
+            points = [self._progress(step, state) for step in steps]
+            for target in self._targets:
+                member = target.hard_negatives
                 check_throughout(self.schedule, member.config, points, member.check_in_force)
 
     def _may_refresh_at(self, step: int, state: TrainerState) -> bool:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
+from itertools import accumulate
 from numbers import Real
 from typing import Any
 
@@ -28,8 +30,22 @@ Schedule = Callable[[Progress], float]
 """Gives the value of a field at a :class:`Progress`, which is a number from 0 to 1."""
 
 
+class _Numbers:
+    """Makes sure that the arguments of a schedule are numbers."""
+
+    def __post_init__(self) -> None:
+        for part in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, part.name)
+            if value is None and part.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"Expected `{part.name}` to be a number, got {value!r}. Pass the value of a field.")
+            if not math.isfinite(value):
+                raise ValueError(f"Expected `{part.name}` to be a finite number, got {value!r}. Choose another value.")
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Numbers):
     """One value throughout."""
 
     value: float
@@ -40,7 +56,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Numbers):
     """A straight line from ``start``, at the beginning of the training, to ``end``.
 
     Example:
@@ -57,7 +73,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Numbers):
     """Half a cosine wave from ``start`` to ``end``: slow at both ends."""
 
     start: float
@@ -70,7 +86,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(_Numbers):
     """From ``start`` to ``end`` by the same factor in every part of the training; both above 0, or both below.
 
     Raises:
@@ -81,6 +97,7 @@ class Exponential:
     end: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start * self.end <= 0:
             raise ValueError(
                 f"Expected `start` and `end` of an exponential schedule to have one sign, got {self.start} and "
@@ -101,11 +118,18 @@ class Step:
 
     Raises:
         ValueError: If no value holds from the beginning on, or a share is not in [0, 1].
+        TypeError: If it is no mapping of numbers.
     """
 
     values: Mapping[float, float]
 
     def __post_init__(self) -> None:
+        pairs = self.values.items() if isinstance(self.values, Mapping) else [(None, None)]
+        if not all(isinstance(one, Real) and not isinstance(one, bool) for pair in pairs for one in pair):
+            raise TypeError(
+                f"Expected `values` to map shares of the training to numbers, got {type(self.values).__name__} "
+                f"{self.values!r}. Write `Step({{0.0: 0.3, 0.5: 0.1}})`, for example."
+            )
         if 0 not in self.values or not all(0 <= share <= 1 for share in self.values):
             raise ValueError(
                 f"Expected shares of the training from 0 to 1, the first of them 0, got {dict(self.values)}. Write "
@@ -118,7 +142,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class PerEpoch:
+class PerEpoch(_Numbers):
     """A value that changes from epoch to epoch: ``start * times ** epoch + add * epoch``, up to ``limit``.
 
     ``PerEpoch(0.8, add=-0.02, limit=0)`` is the random rate that the first dual-space mining was described with;
@@ -162,6 +186,7 @@ class Stage:
 
     Raises:
         ValueError: If ``epochs`` is below 1, or there is no such field.
+        TypeError: If ``name`` is no string.
     """
 
     name: str
@@ -169,6 +194,8 @@ class Stage:
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __init__(self, name: str, epochs: int, **values: Any) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"Expected the name of a stage to be a string, got {name!r}. Write `Stage('easy', 2, …)`.")
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise ValueError(f"Expected a stage of at least 1 whole epoch, got {epochs!r}. Give a number from 1 up.")
         _check_fields(values, numeric_only=False)
@@ -196,6 +223,11 @@ class Curriculum:
     stages: Sequence[Stage]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.stages, Sequence):
+            raise TypeError(
+                f"Expected `stages` to be a list of stages, got {type(self.stages).__name__}. Pass "
+                "`[Stage('easy', 2, ...), …]`."
+            )
         if not self.stages:
             raise ValueError(
                 "Expected a curriculum of at least one stage, got none. Pass `[Stage('easy', 2, ...), …]`."
@@ -298,7 +330,8 @@ def in_force(
         number, stage = schedule.stage_at(progress.epoch)
         values = dict(stage.values)
     else:
-        values = {name: _value(name, one(progress) if callable(one) else one) for name, one in schedule.items()}
+        values = {name: _value(name, one, progress) for name, one in schedule.items()}
+    changed = replace(config, **{name: value for name, value in values.items() if name != "num_negatives"})
     for name in ("absolute_margin", "relative_margin", "guide_margin"):
         if name in values and values[name] is not None and values[name] < 0:
             raise ValueError(
@@ -311,16 +344,30 @@ def in_force(
     num_active = min(num_active, config.num_negatives)
     if "num_negatives" in values:
         values["num_negatives"] = num_active
-    changed = replace(config, **{name: value for name, value in values.items() if name != "num_negatives"})
     return InForce(changed, values, num_active, None if stage is None else stage.name, number)
 
 
-def _value(name: str, value: Any) -> Any:
-    """Round the value of a field of whole numbers."""
+def _value(name: str, schedule: Schedule | float, progress: Progress) -> Any:
+    """Return a field's value, rounded if it is one of whole numbers."""
+    try:
+        value = schedule(progress) if callable(schedule) else schedule
+    except Exception as error:  # a caller's own function can fail in any way
+        raise ValueError(
+            f"Expected the schedule of `{name}` to give a number, got {type(error).__name__}: {error}"
+        ) from error
     kind = next(str(part.type) for part in fields(MiningConfig) if part.name == name)
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"Expected the schedule of `{name}` to give finite numbers, got {value!r}.")
     return math.floor(float(value) + 0.5) if kind.startswith("int") else float(value)
+
+
+def points_of(schedule: Mapping[str, Schedule | float] | Curriculum | None) -> list[Progress]:
+    """Return points at which a schedule can be checked before the training is known: shares of it, or all stages."""
+    if not isinstance(schedule, Curriculum):
+        return [Progress(number / 100) for number in range(101)]
+    epochs = sum(stage.epochs for stage in schedule.stages)
+    begins = accumulate((stage.epochs for stage in schedule.stages[:-1]), initial=0)
+    return [Progress(epoch / epochs, epoch) for epoch in begins]
 
 
 def check_throughout(
@@ -353,10 +400,19 @@ def check_throughout(
 def describe(schedule: Mapping[str, Schedule | float] | Curriculum | None) -> Any:
     """Return what a checkpoint keeps of a schedule, to tell it from another one: plain text.
 
-    A function of the caller's is known by its name only.
+    A function of the caller's is known by its name only, and another callable by that of its class: what they print may
+    hold an address in memory, which is another one in the resumed process.
     """
     if schedule is None:
         return None
     if isinstance(schedule, Curriculum):
         return [f"{stage.name}, {stage.epochs} epochs, {sorted(stage.values.items())}" for stage in schedule.stages]
-    return {name: getattr(one, "__qualname__", None) or repr(one) for name, one in sorted(schedule.items())}
+    return {name: _described(one) for name, one in sorted(schedule.items())}
+
+
+def _described(schedule: Schedule | float) -> str:
+    if isinstance(schedule, (Real, Step, _Numbers)):
+        return repr(schedule)
+    if isinstance(schedule, partial):
+        return f"partial of {_described(schedule.func)}"
+    return str(getattr(schedule, "__qualname__", None) or type(schedule).__qualname__)
