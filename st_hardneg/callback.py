@@ -250,7 +250,9 @@ class MiningCallback(TrainerCallback):
         return math.ceil(old_micro_batches / accumulation) + 1
 
     def _progress(self, step: int, state: TrainerState) -> Progress:
-        return Progress(min(1.0, step / max(1, state.max_steps)), step // self._steps_per_epoch)
+        # The end belongs to the last epoch, as none follows.
+        epoch = min(step, max(0, state.max_steps - 1)) // self._steps_per_epoch
+        return Progress(min(1.0, step / max(1, state.max_steps)), epoch)
 
     def _check_schedule(self, state: TrainerState) -> None:
         """Make sure that what the schedule will put in force is valid throughout this training."""
