@@ -156,6 +156,7 @@ class MiningCallback(TrainerCallback):
         read_in_batches(loader.dataset)
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
+        self._show_all()
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
         self._check_schedule(state)
         if state.global_step > 0:
@@ -206,6 +207,10 @@ class MiningCallback(TrainerCallback):
         epoch = state.global_step // self._steps_per_epoch
         return self.schedule.stage_at(epoch)[0] != self.schedule.stage_at(epoch - 1)[0]
 
+    def _show_all(self) -> None:
+        for target in self._targets:
+            target.hard_negatives.num_active = target.hard_negatives.config.num_negatives
+
     def _show(self, target: _Target, state: TrainerState, control: TrainerControl) -> None:
         """Let the live view show as many negatives as are in force in this epoch."""
         if self.schedule is None:
@@ -226,6 +231,12 @@ class MiningCallback(TrainerCallback):
         # Workers of the next epoch are copies of this process, which has not counted the batches that workers served.
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show all negatives again, as no schedule is in force any more."""
+        self._show_all()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the negatives into the checkpoint, beside the model that they were mined with."""
