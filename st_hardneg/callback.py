@@ -28,6 +28,7 @@ from st_hardneg.mining import Mining
 from st_hardneg.report import MiningReport
 from st_hardneg.schedules import (
     Curriculum,
+    InForce,
     Progress,
     Schedules,
     check_throughout,
@@ -215,10 +216,8 @@ class MiningCallback(TrainerCallback):
         """Let the live view show as many negatives as are in force in this epoch."""
         if self.schedule is None:
             return
-        # Settled by the epoch's first step, so that a run that is resumed within the epoch shows as many.
-        first_step = state.global_step // self._steps_per_epoch * self._steps_per_epoch
         hard_negatives = target.hard_negatives
-        now = in_force(self.schedule, hard_negatives.config, self._progress(first_step, state))
+        now = self._in_force(hard_negatives.config, state)
         if now.num_active != hard_negatives.num_active:
             hard_negatives.num_active = now.num_active
             self._log({"mining/num_negatives": now.num_active}, target.name, state, control)
@@ -264,6 +263,16 @@ class MiningCallback(TrainerCallback):
         # The end belongs to the last epoch, as none follows.
         epoch = min(step, max(0, state.max_steps - 1)) // self._steps_per_epoch
         return Progress(min(1.0, step / max(1, state.max_steps)), epoch)
+
+    def _in_force(self, config: MiningConfig, state: TrainerState) -> InForce:
+        """Return what holds at this step; how many negatives are shown is settled by the epoch's first step."""
+        step = state.global_step
+        now = in_force(self.schedule, config, self._progress(step, state))
+        if "num_negatives" not in now.values:
+            return now
+        first_step = step // self._steps_per_epoch * self._steps_per_epoch
+        shown = in_force(self.schedule, config, self._progress(first_step, state)).num_active
+        return replace(now, values={**now.values, "num_negatives": shown}, num_active=shown)
 
     def _check_schedule(self, state: TrainerState) -> None:
         """Make sure that what the schedule will put in force is valid throughout this training."""
@@ -353,7 +362,7 @@ class MiningCallback(TrainerCallback):
             return
         for target in self._targets:
             hard_negatives = target.hard_negatives
-            now = in_force(self.schedule, hard_negatives.config, self._progress(step, state))
+            now = self._in_force(hard_negatives.config, state)
             if only_if_changed and hard_negatives.report.config == now.config.to_dict():
                 continue
             mining = self._compute(target, args, step, trained, now.config)
