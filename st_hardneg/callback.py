@@ -331,7 +331,7 @@ class MiningCallback(TrainerCallback):
 
         With workers it is how many there were at most: how far they had got is not known.
         """
-        if mined_at is None or self.mining_strategy == "epoch":
+        if mined_at is None or mined_at % self._steps_per_epoch == 0:
             return 0
         accumulation = args.gradient_accumulation_steps
         ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
@@ -369,8 +369,8 @@ class MiningCallback(TrainerCallback):
             report = replace(mining.report, stage=now.stage, stage_number=now.stage_number, in_force=dict(now.values))
             hard_negatives.apply_mining(replace(mining, report=report))
             self._add_report(report, target.name)
-            at_boundary = step % self._steps_per_epoch == 0 and (step == 0 or self.mining_strategy == "epoch")
-            seen = step + 1 if at_boundary else self.first_step_seen(step, args)
+            # Nothing is fetched ahead over the boundary of an epoch.
+            seen = step + 1 if step % self._steps_per_epoch == 0 else self.first_step_seen(step, args)
             self._log({**report.metrics(), "mining/seen_from_step": seen}, target.name, state, control)
             self._mined_at = step
 
