@@ -112,8 +112,10 @@ def read_checkpoint(
         dataset_name: The trainer's name of the dataset, if it trains on several.
         config: The recipe, as a dictionary.
         data_fingerprint: What identifies rows and corpus.
+        schedule: What identifies the schedule of the training.
         num_rows: Rows that are expected.
         num_corpus: Texts in the corpus.
+        num_sources: Sources that the dataset knows.
         was_refreshed: Whether it is known that the training had refreshed negatives before the checkpoint.
 
     Returns:

@@ -19,15 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningError
+from st_hardneg import MiningCallback, MiningError
 from st_hardneg.losses import LossDiagnosticsCallback, SemiHardMultipleNegativesRankingLoss
 from st_hardneg.search import ExactSearcher
 from st_hardneg.table import NegativeTable
-from tests.test_resume import Recorder, make_args, make_model, make_negatives, run
+from tests.test_resume import make_args, make_model, make_negatives, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
@@ -197,7 +196,9 @@ def leftovers() -> dict[str, object]:
         "processes": [child.pid for child in multiprocessing.active_children()],
         "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
         "mapped": maps.read_text(encoding="utf-8").count("/dev/shm") if maps.exists() else 0,
-        "named": [name for name in os.listdir("/dev/shm") if name.startswith("torch_")] if os.path.isdir("/dev/shm") else [],
+        "named": [name for name in os.listdir("/dev/shm") if name.startswith("torch_")]
+        if os.path.isdir("/dev/shm")
+        else [],
     }
 
 
