@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import pickle
@@ -105,15 +106,22 @@ def test_nothing_to_edit():
 
 @pytest.mark.parametrize("unit", [PROSE, "5 ", "1,", "is not ", "AB-", "a'", "Aa bb Cc dd ", "(", "7", "\u00e9 "])
 def test_time_grows_with_the_length(unit):
-    """Four times the text takes about four times as long, not sixteen."""
+    """Eight times the text takes about eight times as long, not sixty-four; the best of three, without pauses."""
     maker = KeywordEdits(2, entities=("x y", "z"))
     times = []
-    for length in (5_000, 20_000):
-        text = unit * (length // len(unit))
-        start = time.process_time()
-        maker([text])
-        times.append(time.process_time() - start)
-    assert times[1] < 10 * times[0] + 0.2
+    gc.disable()
+    try:
+        for length in (2_000, 16_000):
+            text = unit * (length // len(unit))
+            taken = []
+            for _ in range(3):
+                start = time.process_time()
+                maker([text])
+                taken.append(time.process_time() - start)
+            times.append(min(taken))
+    finally:
+        gc.enable()
+    assert times[1] < 24 * times[0] + 0.02
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,8 @@ def test_what_an_edit_may_write(text, kind, wanted):
         ("with TNF and IL-6", "entity"),
         ("a bypass of the Aorta (BOTA) here", "entity"),
         ("he may march", "entity"),
-        ("some PCR-amplified DNA of Crohn's Disease", "entity"),
+        ("some PCR-amplified DNA", "entity"),
+        ("it was Crohn's Disease", "entity"),
         ("the causes of it", "negation"),
         ("the present study", "antonym"),
         ("more or less", "antonym"),
