@@ -1,15 +1,15 @@
 """Run with one or two processes: trains with refreshes and writes what each rank ends with.
 
-Arguments: output folder, and optionally one of these: "slow" or "slow-silent", a search that takes longer than the ranks
-wait, with signs of life or without; "failures", two runs with two ranks each, in which the encoding of the one or the
-other rank raises at the second refresh.
+Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
+refresh; "kill-0" or "kill-1", the rank that is killed there; "resume", go on from the last checkpoint; "slow" or
+"slow-silent", a search that takes longer than the ranks wait, with signs of life or without.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -40,34 +40,9 @@ class SlowSearcher(ExactSearcher):
         return super().search(query_embeddings, k)
 
 
-def fail_in_turn(folder: Path) -> None:
-    """Run two ranks twice, so that rank 0 fails and then rank 1; note seconds, exit code and what was written."""
-    outcomes = []
-    for failing in (0, 1):
-        started = time.perf_counter()
-        launched = multiprocessing.get_context("fork").Process(target=launch, args=(folder, f"fail-{failing}"))
-        launched.start()
-        launched.join()
-        stderr = (folder / f"fail-{failing}.txt").read_text(encoding="utf-8")
-        outcomes.append([time.perf_counter() - started, launched.exitcode, stderr])
-    (folder / "failures.json").write_text(json.dumps(outcomes))
-
-
-def launch(folder: Path, failure: str) -> None:
-    """Do what torchrun does, with ranks that are forked: they need not import everything again."""
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    with open(folder / f"{failure}.txt", "wb") as file:
-        os.dup2(file.fileno(), 2)
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
-    config.start_method = "fork"
-    elastic_launch(config, main)(folder, failure)
-
-
-def main(folder: Path, failure: str = "") -> None:
+def main() -> None:
     """Train 8 steps with refreshes at 2, 4 and 6."""
+    folder, failure = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     disable_progress_bars()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
@@ -93,9 +68,12 @@ def main(folder: Path, failure: str = "") -> None:
         encoded.append(len(inputs))
         if failure == f"fail-{rank}" and len(encoded) > 2:
             raise RuntimeError(f"simulated failure on rank {rank}")
+        if failure == f"kill-{rank}" and len(encoded) > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
         return infer(inputs, **options)
 
     model._inference = counted
+    model._create_model_card = lambda *_, **__: None  # it encodes, too
     mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2)
     trainer = SentenceTransformerTrainer(
         model=model,
@@ -103,7 +81,8 @@ def main(folder: Path, failure: str = "") -> None:
             output_dir=str(folder / "output"),
             per_device_train_batch_size=8 // world,
             max_steps=8,
-            save_strategy="no",
+            save_strategy="steps" if failure.startswith(("kill", "resume")) else "no",
+            save_steps=1,
             report_to="none",
             disable_tqdm=True,
             learning_rate=0.05,
@@ -114,7 +93,7 @@ def main(folder: Path, failure: str = "") -> None:
         loss=TripletLoss(model),
         callbacks=[mining],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=failure == "resume")
     view = hard_negatives._table
     np.savez(
         folder / f"rank{rank}-of-{world}.npz",
@@ -130,7 +109,4 @@ def main(folder: Path, failure: str = "") -> None:
 
 
 if __name__ == "__main__":
-    if "failures" in sys.argv:
-        fail_in_turn(Path(sys.argv[1]))
-    else:
-        main(Path(sys.argv[1]), *sys.argv[2:])
+    main()

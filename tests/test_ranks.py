@@ -4,54 +4,174 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from datasets import load_from_disk
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tests.ranks_script import main as train
+from tests import ranks_losses_script
+from tests.conftest import WORDS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.*:FutureWarning"),
+]
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(folder: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = [str(Path(__file__).parent / "ranks_script.py"), str(folder), *arguments]
+def run(
+    folder: Path, processes: int, *arguments: str, script: str = "ranks_script.py"
+) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(__file__).parent / script), str(folder), *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *launcher, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def test_ranks_agree_with_each_other_and_with_one_process(tmp_path):
-    """After three refreshes the tables of both ranks are bit-identical, and those of a single-process run."""
-    done = run(tmp_path, 2)
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(folder: Path, rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+    """Start one of two ranks, without a launcher, which would end the other rank if one fails."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment |= {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    command = [sys.executable, str(Path(__file__).parent / "ranks_script.py"), str(folder), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What one process, and each of two ranks, ends with after eight steps with three refreshes, by loss."""
+    folder = tmp_path_factory.mktemp("losses")
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *WORDS])}, "[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    no_chance = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertModel(BertConfig(vocab_size=len(WORDS) + 2, **sizes, **no_chance)).save_pretrained(folder / "bert")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(folder / "bert")
+    model = SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(16)], device="cpu")
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    done = run(folder, 2, str(folder / "model"), script="ranks_losses_script.py")
     assert done.returncode == 0, done.stderr[-4000:]
-    train(tmp_path)
-    alone, first, second = (np.load(tmp_path / f"rank{name}.npz") for name in ("0-of-1", "0-of-2", "1-of-2"))
-    for name in ("table", "ids", "weights"):
-        assert (first[name] == second[name]).all(), name
-    assert (first["table"] == alone["table"]).all()
-    np.testing.assert_allclose(first["weights"], alone["weights"], atol=1e-5)
-    figures = [json.loads((tmp_path / f"rank{rank}-of-2.json").read_text()) for rank in (0, 1)]
-    single = json.loads((tmp_path / "rank0-of-1.json").read_text())
-    assert figures[0]["steps"] == single["steps"] == [2, 4, 6]
-    assert figures[0]["generation"] == figures[1]["generation"] == 3
-    # Each rank encodes half of the texts, queries and corpus alike.
-    shares = list(zip(figures[0]["encoded"], figures[1]["encoded"], strict=True))
-    assert [sum(share) for share in shares] == single["encoded"]
-    assert all(abs(one - other) <= 1 for one, other in shares)
+    results = {}
+    for name in ranks_losses_script.LOSSES:
+        alone, encoded = ranks_losses_script.train(name, folder, str(folder / "model"), world=1)
+        results[name] = [alone | {"encoded": encoded}]
+        for rank in (0, 1):
+            arrays = np.load(folder / f"losses{rank}.npz")
+            found = {key: arrays[f"{name}_{key}"] for key in ("tables", "alone", "weights")}
+            found["encoded"] = json.loads((folder / f"encoded{rank}.json").read_text())[name]
+            results[name].append(found)
+    return results
 
 
-def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path):
+TOGETHER = [name for name in ranks_losses_script.LOSSES if name != "diverging"]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_ranks_end_with_the_same_weights_and_the_same_negatives(trained, name):
+    """With every loss: bit-identical at each of three refreshes, and what one process finds with these weights."""
+    _, first, second = trained[name]
+    assert (first["weights"] == second["weights"]).all()
+    for rank in (first, second):
+        assert len(rank["tables"]) == 3 and (rank["tables"] == first["tables"]).all()
+        assert (rank["alone"] == first["tables"]).all()
+    assert all((first["tables"][0] != table).any() for table in first["tables"][1:])
+
+
+@pytest.mark.parametrize("name", ["plain", "ranking", "cached", "sharded"])
+def test_ranks_train_as_one_process_does(trained, name):
+    """Where the mean over two half batches is that over the whole: the tables are those of a single-process run."""
+    single, first, _ = trained[name]
+    assert (first["tables"] == single["tables"]).all()
+    np.testing.assert_allclose(first["weights"], single["weights"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_ranks_share_the_encoding(trained, name):
+    """Each rank encodes half of the queries and half of the texts; all of them where the model is sharded."""
+    single, first, second = (result["encoded"] for result in trained[name])
+    assert len(single) == 3 and all(len(calls) == 2 for calls in single)
+    for whole, one, other in zip(*map(chain.from_iterable, (single, first, second)), strict=True):
+        if name == "sharded":
+            assert one == other == whole
+        else:
+            assert one + other == whole and abs(one - other) <= 1
+
+
+def test_the_checks_notice_ranks_that_diverge(trained):
+    """A loss that hides its model from the trainer; even then all ranks get the negatives of the first."""
+    _, first, second = trained["diverging"]
+    assert (first["weights"] != second["weights"]).any() and (second["alone"] != second["tables"]).any()
+    assert (first["tables"] == second["tables"]).all()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, rank):
     """Whichever rank raises while it encodes, the run stops at once, and the error is that rank's."""
-    done = run(tmp_path, 1, "failures")
-    assert done.returncode == 0, done.stderr[-4000:]
-    for rank, (seconds, exit_code, stderr) in enumerate(json.loads((tmp_path / "failures.json").read_text())):
-        assert exit_code != 0 and seconds < 60
-        assert f"simulated failure on rank {rank}" in stderr
+    started = time.perf_counter()
+    done = run(tmp_path, 2, f"fail-{rank}")
+    assert done.returncode != 0 and time.perf_counter() - started < 200
+    assert f"simulated failure on rank {rank}" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a signal kills the rank")
+@pytest.mark.parametrize(
+    ("rank", "is_resumed"),
+    [(1, False), pytest.param(0, True, marks=pytest.mark.slow), pytest.param(1, True, marks=pytest.mark.slow)],
+)
+def test_a_killed_rank_ends_the_other_soon_and_the_run_can_be_resumed(tmp_path, rank, is_resumed):
+    """Killed while it encodes: the other rank raises an error of its own, and the last checkpoint is whole."""
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    port = free_port()
+    ranks = [start(killed, number, port, f"kill-{rank}") for number in (0, 1)]
+    try:
+        assert ranks[rank].wait(timeout=300) == -signal.SIGKILL
+        _, error = ranks[1 - rank].communicate(timeout=30)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+    assert ranks[1 - rank].returncode == 1 and re.search("Connection (closed|reset) by peer", error)
+    checkpoints = [f"checkpoint-{step}" for step in range(1, 4)]
+    assert sorted(path.name for path in (killed / "output").iterdir() if path.name != "runs") == checkpoints
+    for name in checkpoints:
+        (state,) = (killed / "output" / name / "hard_negatives").glob("*/state.json")
+        assert len(load_from_disk(str(state.parent / "negatives"))) == 80
+    if not is_resumed:
+        return
+    for folder, arguments in ((killed, ["resume"]), (tmp_path, [])):
+        done = run(folder, 2, *arguments)
+        assert done.returncode == 0, done.stderr[-4000:]
+    for number in (0, 1):
+        resumed, whole = (np.load(folder / f"rank{number}-of-2.npz") for folder in (killed, tmp_path))
+        for name in ("table", "ids", "weights"):
+            assert (resumed[name] == whole[name]).all(), name
+    assert json.loads((killed / "rank0-of-2.json").read_text())["steps"] == [2, 4, 6]
 
 
 @pytest.mark.slow  # seconds decide it, and a busy machine can lose six of them before the ranks have met

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import TrainerCallback
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
@@ -131,6 +133,46 @@ def test_with_workers_a_resumed_run_is_the_same_but_for_what_was_fetched_ahead(t
             assert one == other or number in open_to_timing
 
 
+def cut_points(steps: int, count: int) -> list[int]:
+    return sorted(random.Random(5).sample(range(1, steps), count))
+
+
+@pytest.mark.parametrize("sampler", ["default", "ours"])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("steps", "every", "cuts"), [(16, 5, 3), pytest.param(48, 7, 20, marks=pytest.mark.slow)])
+def test_resumed_at_random_points(tmp_path, sampler, workers, steps, every, cuts):
+    """Over epochs and refreshes, all batches are those of the uninterrupted run.
+
+    Except, with workers, for the negatives of the batches that are fetched ahead of a refresh, whose number is bounded.
+    """
+    options = {"max_steps": steps, "dataloader_num_workers": workers}
+    if workers:
+        # Else what those batches teach would show in all that is mined later.
+        options["learning_rate"] = 0.0
+    if sampler == "ours":
+        options["batch_sampler"] = NoDuplicatePairsBatchSampler
+    points = cut_points(steps, cuts)
+    whole, negatives, _ = run(tmp_path, callback=MiningCallback(mining_steps=every), **options)
+    ahead = 1 + workers * 2 if workers else 0
+    open_to_timing = {at + after for at in range(every, steps, every) for after in range(1, ahead + 1)}
+    compared = other = 0
+    for point in points:
+        batches, resumed, _ = run(
+            tmp_path / "again",
+            str(tmp_path / f"checkpoint-{point}"),
+            callback=MiningCallback(mining_steps=every),
+            save_strategy="no",
+            **options,
+        )
+        assert len(batches) == steps - point
+        for number, (one, expected) in enumerate(zip(batches, whole[point:], strict=True), start=point + 1):
+            assert one[:2] == expected[:2], f"resumed from step {point}: other rows at {number}"
+            assert one == expected or number in open_to_timing, f"resumed from step {point}: differs at {number}"
+            compared, other = compared + 1, other + (one != expected)
+        assert (resumed.negative_ids == negatives.negative_ids).all()
+    print(f"{sampler}, {workers} workers: cut at {points}: {compared} batches, {other} with other negatives")
+
+
 def test_old_negatives_are_served_in_the_resumed_epoch_only(tmp_path):
     """Workers that are started for the next epoch do not go back to negatives from before the checkpoint."""
     options = {"dataloader_num_workers": 2, "max_steps": 26}
@@ -177,6 +219,53 @@ class _Named:
 
     def __init__(self, name: str, into: list) -> None:
         self.append = lambda batch: into.append((name, batch))
+
+
+def test_with_the_best_model_loaded_at_the_end(tmp_path):
+    """Evaluation, rotation of checkpoints and the return to the best model change nothing about the batches."""
+    held_out = Dataset.from_dict({"anchor": TEXTS[:16], "positive": TEXTS[80:96]})
+
+    def train(folder, steps, resume=None):
+        model = make_model()
+        hard_negatives, loss = make_negatives(model), Recorder(model)
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=make_args(
+                folder,
+                max_steps=12,
+                eval_strategy="steps",
+                eval_steps=2,
+                save_steps=2,
+                save_total_limit=2,
+                load_best_model_at_end=True,
+            ),
+            train_dataset=hard_negatives.as_dataset(),
+            eval_dataset=held_out,
+            loss=loss,
+            callbacks=[MiningCallback(hard_negatives, mining_steps=3), StopAt(steps)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        # Evaluation goes through the loss, too, with two columns.
+        batches = [batch for batch in loss.batches if len(batch) > 2]
+        return batches, hard_negatives, model, trainer.state
+
+    whole, negatives, best, state = train(tmp_path / "whole", 12)
+    train(tmp_path / "cut", 6)
+    assert (tmp_path / "cut" / "checkpoint-6" / "hard_negatives").is_dir()
+    batches, resumed, best_of_resumed, state_of_resumed = train(tmp_path / "cut", 12, resume=True)
+    assert batches == whole[6:] and (resumed.negative_ids == negatives.negative_ids).all()
+    assert state_of_resumed.best_metric == state.best_metric
+    assert (best_of_resumed[0].embedding.weight == best[0].embedding.weight).all()
+
+
+class StopAt(TrainerCallback):
+    """Ends the training after this step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
 
 
 def test_changed_config_or_data_is_refused(tmp_path):
