@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,14 +85,19 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
             retired = tempfile.mkdtemp(prefix=f"{name}.old-", dir=parent)
             earlier = os.path.join(retired, "save")
-            os.replace(path, earlier)
             try:
-                os.replace(partial, path)
+                os.replace(path, earlier)
+                try:
+                    os.replace(partial, path)
+                except BaseException:
+                    os.replace(earlier, path)
+                    raise
             except BaseException:
-                os.replace(earlier, path)
+                # Only an empty folder goes: what could not be put back stays where it is.
+                with suppress(OSError):
+                    os.rmdir(retired)
                 raise
-            finally:
-                shutil.rmtree(retired, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(partial, path)
     except BaseException:

@@ -595,14 +595,15 @@ def test_a_mining_of_another_dataset_is_refused(mined, bag_of_words, word_pairs)
         mined.apply_mining(other.compute_mining(bag_of_words, show_progress_bar=False))
 
 
-def test_a_save_that_fails_half_way_leaves_the_earlier_one(mined, tmp_path, monkeypatch):
-    """Also if the very last renaming fails."""
+@pytest.mark.parametrize("failing_calls", [(1,), (2,), (2, 3)])
+def test_a_save_that_fails_half_way_leaves_the_earlier_one(mined, tmp_path, monkeypatch, failing_calls):
+    """Also if the very last renaming fails; and where it cannot even be put back, it is kept beside."""
     mined.save_to_disk(tmp_path / "saved")
     real, calls = os.replace, []
 
     def failing(source, target):
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) in failing_calls:
             raise OSError("simulated")
         real(source, target)
 
@@ -610,8 +611,9 @@ def test_a_save_that_fails_half_way_leaves_the_earlier_one(mined, tmp_path, monk
         patched.setattr(os, "replace", failing)
         with pytest.raises(OSError, match="simulated"):
             mined.save_to_disk(tmp_path / "saved")
-    assert sorted(os.listdir(tmp_path)) == ["saved"]
-    HardNegativeDataset.load_from_disk(tmp_path / "saved")
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith("saved.old-") if 3 in failing_calls else left == "saved"
+    HardNegativeDataset.load_from_disk(tmp_path / left / "save" if 3 in failing_calls else tmp_path / left)
 
 
 def test_other_columns_keep_their_types(bag_of_words, word_pairs):
