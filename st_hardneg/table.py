@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -62,8 +63,10 @@ class SharedArray:
 
 def _remove(path: str, owner: int) -> None:
     # A forked worker inherits the array, and must not take the file away from its parent.
-    if os.getpid() == owner and os.path.exists(path):
-        os.remove(path)
+    if os.getpid() == owner:
+        # It may be gone already; and Windows keeps a file that someone has still mapped.
+        with contextlib.suppress(OSError):
+            os.remove(path)
 
 
 class NegativeTable:

@@ -134,6 +134,16 @@ def test_a_file_is_removed_by_its_owner_only(tmp_path):
     _remove(str(path), os.getpid())
 
 
+def test_a_file_that_cannot_be_removed_yet_is_no_error(tmp_path, monkeypatch):
+    """Windows refuses to remove a file that is still mapped."""
+
+    def refuse(path):
+        raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+
+    monkeypatch.setattr(os, "remove", refuse)
+    _remove(str(tmp_path / "file"), os.getpid())
+
+
 def read_until(table: NegativeTable, stop, torn, reads) -> None:
     rows = np.arange(2000)
     while not stop.is_set():
