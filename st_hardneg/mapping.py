@@ -89,11 +89,11 @@ class HardNegativeMiner:
         self._positives_of = _positives_by_anchor(known)
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus)
+        self._lexical_index = LexicalIndex(self._numbered.corpus) if "lexical" in self.config.quotas else None
         self._encodings = Encodings.from_config(self.config)
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
         self._embeddings = encode(model, texts, self._encodings.corpus, show_progress_bar=True)
-        self._lexical_index = LexicalIndex(self._numbered.corpus) if "lexical" in self.config.quotas else None
         self._searcher: Searcher | None = None
         self.fingerprint = self._make_fingerprint()
 

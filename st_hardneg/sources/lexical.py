@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from st_hardneg.corpus import Corpus
 from st_hardneg.errors import require_extra
 from st_hardneg.scoring import Scoring
 from st_hardneg.sources.protocol import SearchPlan
+from st_hardneg.texts import Ids
 
 
 class LexicalIndex:
@@ -39,19 +41,41 @@ class LexicalIndex:
     def _index(self) -> Any:
         import bm25s
 
+        words = _words(self._corpus.texts.take(self._corpus.searched))
+        if not any(words):
+            return None
         index = bm25s.BM25(backend="numpy")
-        index.index(_words(self._corpus.texts.take(self._corpus.searched)), show_progress=False)
+        index.index(words, show_progress=False)
         return index
 
     def search(self, queries: list[str], k: int) -> tuple[Tensor, Tensor]:
-        """Return the corpus ids and BM25 scores, of shape ``(q, k)``, of the best texts that share a word; -1 for none."""
-        places, scores = self._index.retrieve(_words(queries), k=k, show_progress=False, backend_selection="numpy")
-        ids = self._corpus.searched[np.asarray(places, dtype=np.int64)]
-        ids[np.asarray(scores) <= 0] = -1
-        return torch.from_numpy(ids), torch.from_numpy(np.asarray(scores, dtype=np.float32))
+        """Return the corpus ids and BM25 scores, of shape ``(q, k)``, of the best texts that share a word; -1 for none.
+
+        Ties go to the lower id. ``retrieve`` of ``bm25s`` breaks them in a way that depends on ``k``.
+        """
+        ids = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.zeros((len(queries), k), dtype=np.float32)
+        for row, words in enumerate(_words(queries)):
+            if words and self._index is not None:
+                all_scores = np.asarray(self._index.get_scores(words))
+                places = _best(all_scores, k)
+                ids[row, : len(places)] = self._corpus.searched[places]
+                scores[row, : len(places)] = all_scores[places]
+        return torch.from_numpy(ids), torch.from_numpy(scores)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_corpus": self._corpus}  # another process makes its own index
+
+
+def _best(scores: npt.NDArray[np.float32], k: int) -> Ids:
+    """Return the places of the k highest scores above 0, best first, ties by the lower place."""
+    places: Ids = np.flatnonzero(scores > 0)
+    if k < len(places):
+        kth = np.partition(scores[places], len(places) - k)[len(places) - k]
+        better, ties = places[scores[places] > kth], places[scores[places] == kth]
+        places = np.concatenate([better, ties[: k - len(better)]])
+    order = np.argsort(-scores[places], kind="stable")
+    return places[order]
 
 
 def _words(texts: list[str]) -> list[list[str]]:
