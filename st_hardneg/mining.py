@@ -147,8 +147,7 @@ def mine_negatives(
         scoring.pairs,
         scoring.corpus,
         reserved=recipe.reserved,
-        # What else may remove candidates: filters that are not in the config, and other anchors with the same answer.
-        filtered=bool(recipe.extra_filters) or scoring.guide is not None or len(scoring.corpus.anchor_ids) > 0,
+        filtered=bool(recipe.extra_filters) or scoring.guide is not None,
         rescored=scoring.cross_encoder is not None,
     )
     run = _Run(scoring, sources, recipe, plan, previous, Tally())
