@@ -25,6 +25,7 @@ from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
 _STATE_FILE = "st_hardneg.json"
+_ADDITIONS = ("cross_domain", "metadata_sources", "has_metadata_filter", "has_synthetic")
 _ORIGINS = {
     shortfall.EMPTY: None,
     shortfall.MINED: "mined",
@@ -140,6 +141,8 @@ def _write(folder: str, state: SavedState) -> None:
         "num_minings": state.num_minings,
         "cross_domain": _names_of_further(state.corpus),
         "metadata_sources": _names_of_subsets(state.corpus),
+        "has_metadata_filter": state.corpus.metadata_rows is not None,
+        "has_synthetic": bool(len(state.corpus.synthetic_ids)),
         "has_view": state.live_rows is not None,
         "corpus_fingerprint": corpus_fingerprint(state.corpus),
         "report": None if state.mining is None else state.mining.report.to_dict(),
@@ -207,9 +210,9 @@ def _read_additions(path: str, content: dict[str, Any], given: Dataset | None) -
             for number, name in enumerate(content["metadata_sources"])
         },
     }
-    if os.path.isdir(os.path.join(path, "metadata_filter")):
+    if content["has_metadata_filter"]:
         additions["metadata_filter"] = _read_rows(path, "metadata_filter", num_given)
-    if os.path.isdir(os.path.join(path, "synthetic")):
+    if content["has_synthetic"]:
         by_positive: dict[str, list[str]] = {}
         for row in _read_texts(path, "synthetic", ["positive", "text"]):
             by_positive.setdefault(row["positive"], []).append(row["text"])
@@ -391,7 +394,7 @@ def read(path: str) -> Loaded:
             "package that wrote it, or a later one."
         )
     checked = _checked_content(path, content)
-    names = {name: checked.pop(name) for name in ("cross_domain", "metadata_sources")}
+    names = {name: checked.pop(name) for name in _ADDITIONS}
     given = read_part(path, "corpus") if os.path.isdir(os.path.join(path, "corpus")) else None
     return Loaded(
         path=path,
@@ -427,6 +430,8 @@ def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:
         "num_minings": lambda value: isinstance(value, int) and value >= 0,
         "cross_domain": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "metadata_sources": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "has_metadata_filter": lambda value: isinstance(value, bool),
+        "has_synthetic": lambda value: isinstance(value, bool),
         "has_view": lambda value: isinstance(value, bool),
         "corpus_fingerprint": lambda value: isinstance(value, str),
         "report": lambda value: value is None or isinstance(value, dict),
