@@ -103,17 +103,7 @@ def keeps_guide(candidates: Candidates, margin: float) -> Tensor:
 
 def keeps_other_answers(candidates: Candidates, pairs: Pairs, corpus: Corpus) -> Tensor:
     """Keep anchors that have no positive in common with the query: those that do ask the same thing."""
-    first_anchor = int(corpus.anchor_ids[0])
-    other = candidates.corpus_ids - first_anchor
-    is_anchor = (other >= 0) & (other < len(corpus.anchor_ids))
-    other = other.where(is_anchor, torch.zeros_like(other))
-    offsets, positives = torch.from_numpy(pairs.positive_offsets), torch.from_numpy(pairs.positive_ids)
-    count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
-    shared = torch.zeros_like(is_anchor)
-    for number in range(int(count.max()) if count.numel() else 0):
-        place = (offsets[other] + number).clamp(max=len(positives) - 1)
-        shared |= pairs.known.contains(candidates.query_ids, positives[place].masked_fill(count <= number, -1))
-    return ~shared
+    return ~pairs.share_positives(candidates.query_ids, candidates.corpus_ids, corpus)
 
 
 def keeps_texts(candidates: Candidates, corpus: Corpus, is_good: Callable[[str], bool]) -> Tensor:

@@ -139,6 +139,30 @@ class Pairs:
         """Return the text of every query."""
         return self.anchors.take(self.first_row)
 
+    def share_positives(self, query_ids: Tensor, corpus_ids: Tensor, corpus: Corpus) -> Tensor:
+        """Tell which candidates are anchors with a positive that is a right answer to the query, too.
+
+        Args:
+            query_ids: int64 of shape ``(q,)``.
+            corpus_ids: int64 of shape ``(q, k)``.
+            corpus: The corpus, which knows under which numbers anchors are searched.
+
+        Returns:
+            Boolean tensor of shape ``(q, k)``.
+        """
+        shared = torch.zeros_like(corpus_ids, dtype=torch.bool)
+        if not len(corpus.anchor_ids):
+            return shared
+        other = corpus_ids - int(corpus.anchor_ids[0])
+        is_anchor = (other >= 0) & (other < len(corpus.anchor_ids))
+        other = other.where(is_anchor, torch.zeros_like(other))
+        offsets, positives = torch.from_numpy(self.positive_offsets), torch.from_numpy(self.positive_ids)
+        count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
+        for number in range(int(count.max()) if count.numel() else 0):
+            place = (offsets[other] + number).clamp(max=len(positives) - 1)
+            shared |= self.known.contains(query_ids, positives[place].masked_fill(count <= number, -1))
+        return shared
+
 
 def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives: bool = True) -> Pairs:
     """Find the unique queries of the rows, and everything that is known to be right for each.

@@ -63,7 +63,7 @@ class DenseSource:
         else:
             corpus_ids, similarities, sources = self._merged(query_ids, [ids for ids, _ in found])
         ranks = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
-        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, self.scoring.pairs)
+        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, self.scoring.pairs, self.scoring.corpus)
         return Found(
             query_ids,
             corpus_ids.masked_fill(missing, -1),

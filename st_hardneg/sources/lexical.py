@@ -104,7 +104,7 @@ class LexicalSource:
         texts = pairs.anchors.take(pairs.first_row[query_ids.numpy()])
         width = min(plan.deepest(query_ids), len(self.scoring.corpus.searched))
         corpus_ids, own_scores = self.index.search(texts, width)
-        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, pairs)
+        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, pairs, self.scoring.corpus)
         ranks = torch.arange(width).expand(corpus_ids.shape)
         return Found(
             query_ids,

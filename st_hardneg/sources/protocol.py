@@ -48,7 +48,7 @@ class SearchPlan:
         stop: int64 of shape ``(num_queries,)``: the rank after the last.
         depth: int64 of shape ``(num_queries,)``: candidates that are considered, besides those that ``extra`` names.
         extra: int64 of shape ``(num_queries,)``: texts that are never a negative and are not counted in ``depth``: the
-            anchor itself and duplicates of positives.
+            anchor itself, duplicates of positives, and anchors with a positive in common. At least so many.
         order: int64 of shape ``(num_queries,)``: the queries in order of search.
     """
 
@@ -107,19 +107,25 @@ class SearchPlan:
         """Return how many places have to be looked at so that no query gets less than its depth."""
         return int((self.depth + self.extra)[query_ids.numpy()].max())
 
-    def beyond(self, query_ids: Tensor, corpus_ids: Tensor, pairs: Pairs) -> Tensor:
+    def beyond(self, query_ids: Tensor, corpus_ids: Tensor, pairs: Pairs, corpus: Corpus) -> Tensor:
         """Tell which places, boolean of shape ``(q, k)``, lie below a query's own depth."""
         counted = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
         if int(self.extra.max(initial=0)):
             extra = pairs.known.contains(query_ids, corpus_ids) & ~pairs.own_positives.contains(query_ids, corpus_ids)
+            extra |= pairs.share_positives(query_ids, corpus_ids, corpus)
             counted = (~extra).long().cumsum(1) - 1
         return counted >= torch.from_numpy(self.depth)[query_ids][:, None]
 
 
 def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
-    """Count, per query, the searched texts that are never its negative and are not one of its positives by id."""
+    """Count, per query, the searched texts that are never its negative and are not one of its positives by id.
+
+    An anchor that shares several positives with the query counts several times: looking too deep changes nothing.
+    """
     everything = np.concatenate([corpus.searched, corpus.searched_anchors])
     searched = np.bincount(corpus.identities[everything], minlength=len(corpus))
+    if len(corpus.anchor_ids):
+        searched += np.bincount(corpus.identities[pairs.positive_ids], minlength=len(corpus))
     known = pairs.known.keys.numpy()
     query, identity = np.divmod(known, len(corpus))
     forbidden = np.bincount(query, weights=searched[identity], minlength=pairs.num_queries).astype(np.int64)
