@@ -13,7 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from st_hardneg.mining import Mining
-from st_hardneg.storage import damaged, flat_lists, matrix_from, mining_from, negatives_dataset, read_part, write_folder
+from st_hardneg.storage import (
+    damaged,
+    flat_lists,
+    matrix_from,
+    mining_from,
+    negatives_dataset,
+    read_part,
+    topics_from,
+    write_folder,
+)
 from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
@@ -164,12 +173,7 @@ def read_checkpoint(
 def _epoch_topics(folder: str, num_rows: int) -> npt.NDArray[np.int32] | None:
     if not os.path.isdir(os.path.join(folder, "topics")):
         return None
-    part = read_part(folder, "topics")
-    column = part.data.column("epoch_topics") if part.column_names == ["epoch_topics"] else None
-    if column is None or column.type != pa.int32() or column.null_count or len(column) != num_rows:
-        raise damaged(folder, f"'topics' does not hold {num_rows} numbers")
-    topics: npt.NDArray[np.int32] = column.to_numpy()
-    return topics
+    return topics_from(folder, read_part(folder, "topics"), "epoch_topics", num_rows)
 
 
 def _content(folder: str, state_file: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
@@ -341,9 +342,6 @@ def mining_from(
         if is_live.type != pa.bool_() or is_live.null_count or np.isnan(positive_scores).any():
             raise ValueError("is_live or positive_scores")
         live_rows = np.flatnonzero(is_live.to_numpy())
-        topics = (
-            negatives.data.column("topics").to_numpy().astype(np.int32) if "topics" in negatives.column_names else None
-        )
         found = MiningReport(**report)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise damaged(path, f"the report or a column is not what was written ({error})") from None
@@ -351,7 +349,23 @@ def mining_from(
         raise damaged(path, f"there are {len(positive_scores)} rows where {shape[0]} are expected")
     if bool((ids[live_rows] < 0).any()):
         raise damaged(path, "a row of the live view has an empty slot")
+    topics = topics_from(path, negatives, "topics", shape[0]) if "topics" in negatives.column_names else None
     return Mining(**arrays, positive_scores=positive_scores, report=found, topics=topics), live_rows
+
+
+def topics_from(path: str, part: Dataset, name: str, num_rows: int) -> npt.NDArray[np.int32]:
+    """Return the topics in a column.
+
+    Raises:
+        ValueError: If it is not there, or does not hold a topic for each row; there are at most as many as rows.
+    """
+    column = part.data.column(name) if name in part.column_names else None
+    if column is None or column.type != pa.int32() or column.null_count or len(column) != num_rows:
+        raise damaged(path, f"{name!r} does not hold {num_rows} numbers")
+    topics: npt.NDArray[np.int32] = column.to_numpy()
+    if topics.min(initial=0) < 0 or topics.max(initial=0) >= max(1, num_rows):
+        raise damaged(path, f"{name!r} holds unknown topics")
+    return topics
 
 
 def matrix_from(path: str, negatives: Dataset, name: str, shape: tuple[int, int], dtype: Any) -> Any:
