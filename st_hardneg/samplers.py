@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,10 @@ from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 from st_hardneg.texts import same_text_key
 from st_hardneg.view import live_views
 
+logger = logging.getLogger(__name__)
+
 _READ_ROWS = 10_000
+_MAX_PASSES = 10
 
 
 class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
@@ -73,7 +77,8 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
     Topics are clusters of the anchors' embeddings, made anew at each mining: set ``MiningConfig(num_topics=...)``. Every
     epoch, the rows of each topic are shuffled and cut into batches; what is left over of one topic shares a batch with
     the next one; the order of batches is random. Topics that a refresh has found hold from the next epoch on. No anchor
-    or positive occurs twice in a batch, as with :class:`NoDuplicatePairsBatchSampler`.
+    or positive occurs twice in a batch, as with :class:`NoDuplicatePairsBatchSampler`. Where duplicates leave too few
+    whole batches for ``drop_last``, some rows are drawn again.
 
     Source: topic-aware sampling, TAS-Balanced, https://huggingface.co/papers/2104.06967 (about 200 queries a topic and
     batches from one topic), here without replacement within an epoch.
@@ -103,6 +108,22 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
             self.generator.manual_seed(self.seed + self.epoch)
         self._build_hashes()
         topics = torch.from_numpy(self._topics())
+        yielded = 0
+        # Duplicates may leave fewer whole batches than `len()` has promised, and with it the end of the epoch.
+        for again in range(_MAX_PASSES):
+            for batch in self._one_pass(topics):
+                yield batch
+                yielded += 1
+                if again and yielded == len(self):
+                    break
+            if yielded >= len(self):
+                return
+        logger.warning(
+            f"There are only {yielded:,} batches without duplicates where {len(self):,} were to be expected. Lower the "
+            "batch size: the anchors or the positives have too few different texts for it."
+        )
+
+    def _one_pass(self, topics: torch.Tensor) -> Iterator[list[int]]:
         rows = torch.randperm(len(topics), generator=self.generator)
         place = torch.randperm(int(topics.max()) + 1, generator=self.generator)
         rows = rows[place[topics[rows].long()].argsort(stable=True)]
