@@ -2,7 +2,7 @@
 
 Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
 refresh; "kill-0" or "kill-1", the rank that is killed there; "resume", go on from the last checkpoint; "slow" or
-"slow-silent", a search that takes longer than the ranks wait, with signs of life or without.
+"slow-silent", a search that takes longer than the ranks wait, with signs of life or without; "schedule", three epochs with more negatives from epoch to epoch, in batches about one topic each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,9 +24,12 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import TripletLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss, TripletLoss
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, callback
+from st_hardneg.samplers import TopicAwareBatchSampler
+from st_hardneg.schedules import Linear, PerEpoch
 from st_hardneg.search import ExactSearcher
 from tests.conftest import WORDS, random_texts, word_model
 
@@ -52,6 +56,9 @@ def main() -> None:
     config = MiningConfig(
         num_negatives=1, sampling_strategy="random", range_max=8, query_chunk_size=10 if is_slow else 512
     )
+    is_scheduled = failure == "schedule"
+    if is_scheduled:
+        config = replace(config, num_negatives=3, range_max=12, num_topics=4)
     searcher = SlowSearcher()
     hard_negatives = HardNegativeDataset(pairs, texts[160:], config, searcher=searcher)
     hard_negatives.mine(model, show_progress_bar=False)
@@ -74,13 +81,20 @@ def main() -> None:
 
     model._inference = counted
     model._create_model_card = lambda *_, **__: None  # it encodes, too
-    mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2)
+    schedule = {"num_negatives": PerEpoch(1, add=1), "range_min": Linear(6, 0)} if is_scheduled else None
+    mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2, schedule=schedule)
+    loss = MultipleNegativesRankingLoss(model) if is_scheduled else TripletLoss(model)
+    batches: list[list[list[int]]] = []
+    loss.register_forward_pre_hook(
+        lambda _, given: batches.append([feature["input_ids"].tolist() for feature in given[0]])
+    )
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
             output_dir=str(folder / "output"),
-            per_device_train_batch_size=8 // world,
-            max_steps=8,
+            per_device_train_batch_size=(20 if is_scheduled else 8) // world,
+            max_steps=12 if is_scheduled else 8,
+            batch_sampler=TopicAwareBatchSampler if is_scheduled else BatchSamplers.BATCH_SAMPLER,
             save_strategy="steps" if failure.startswith(("kill", "resume")) else "no",
             save_steps=1,
             report_to="none",
@@ -90,7 +104,7 @@ def main() -> None:
             dataloader_pin_memory=False,
         ),
         train_dataset=hard_negatives.as_dataset(),
-        loss=TripletLoss(model),
+        loss=loss,
         callbacks=[mining],
     )
     trainer.train(resume_from_checkpoint=failure == "resume")
@@ -101,7 +115,14 @@ def main() -> None:
         ids=hard_negatives.negative_ids,
         weights=model[0].embedding.weight.detach().numpy(),
     )
-    figures = {"encoded": encoded, "generation": view.generation, "steps": [r.step for r in mining.reports]}
+    figures = {
+        "encoded": encoded,
+        "generation": view.generation,
+        "steps": [r.step for r in mining.reports],
+        "in_force": [dict(r.in_force) for r in mining.reports],
+        "topics": None if hard_negatives._view.topics is None else hard_negatives._view.topics.tolist(),
+        "batches": batches,
+    }
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
     if is_slow:
         # Without it, a thread of the backend may end the process with an abort.

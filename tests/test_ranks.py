@@ -129,6 +129,29 @@ def test_the_checks_notice_ranks_that_diverge(trained):
     assert (first["tables"] == second["tables"]).all()
 
 
+def test_ranks_agree_under_a_schedule_in_batches_of_topics(tmp_path):
+    """Both ranks have the same tables, topics and numbers of negatives, and together they see every row once an epoch."""
+    done = run(tmp_path, 2, "schedule")
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (np.load(tmp_path / f"rank{rank}-of-2.npz") for rank in (0, 1))
+    for name in ("table", "ids", "weights"):
+        assert (first[name] == second[name]).all(), name
+    one, other = (json.loads((tmp_path / f"rank{rank}-of-2.json").read_text()) for rank in (0, 1))
+    assert one["steps"] == other["steps"] == [0, 2, 4, 6, 8, 10]
+    assert one["topics"] == other["topics"] and len(set(one["topics"])) == 4
+    shown = [1, 1, 2, 2, 3, 3]
+    skipped = [6, 5, 4, 3, 2, 1]
+    expected = [{"num_negatives": n, "range_min": r} for n, r in zip(shown, skipped, strict=True)]
+    assert one["in_force"] == other["in_force"] == expected
+    for rank in (one, other):
+        assert [len(batch) - 2 for batch in rank["batches"]] == [1] * 4 + [2] * 4 + [3] * 4
+    for start in (0, 4, 8):
+        # Texts are of two words each.
+        seen = [batch[0] for rank in (one, other) for batch in rank["batches"][start : start + 4]]
+        anchors = {pair for tokens in seen for pair in zip(tokens[::2], tokens[1::2], strict=True)}
+        assert len(anchors) == 80 == sum(len(tokens) for tokens in seen) // 2
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_ends_the_run_with_its_own_error(tmp_path, rank):
     """Whichever rank raises while it encodes, the run stops at once, and the error is that rank's."""
