@@ -2,7 +2,8 @@
 
 Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
 refresh; "kill-0" or "kill-1", the rank that is killed there; "resume", go on from the last checkpoint; "slow" or
-"slow-silent", a search that takes longer than the ranks wait, with signs of life or without; "schedule", three epochs with more negatives from epoch to epoch, in batches about one topic each.
+"slow-silent", a search that takes longer than the ranks wait, with signs of life or without; "schedule", three epochs
+with more negatives from epoch to epoch, in batches about one topic each.
 """
 
 from __future__ import annotations
