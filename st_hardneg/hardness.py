@@ -198,6 +198,7 @@ def is_easy_by_now(now: Tensor, first: Tensor, ratio: float = 1.15, most: float 
         most: A negative that scores this much, either way, is not easy.
 
     Example:
+        >>> import torch
         >>> is_easy_by_now(torch.tensor([0.60, 0.60, 0.85]), torch.tensor([0.70, 0.65, 0.99])).tolist()
         [True, False, False]
     """

@@ -74,7 +74,7 @@ def test_ids_take_as_many_bits_as_they_need(largest, dtype):
 def test_the_memory_is_shared_and_begins_with_zeros():
     """Both buffers and the counter lie in shared memory."""
     table = NegativeTable(np.ones((2, 2), dtype=np.int64))
-    for array in (table._buffers, table._generation):
+    for array in (table._buffers, table._numbers):
         assert array.tensor.is_shared() and array.path is None
     assert table._ids[1].tolist() == [[0, 0], [0, 0]]
 
@@ -101,7 +101,7 @@ def test_a_mapped_table_is_the_same_memory_after_pickling(no_shared_memory):
     table.write(np.full((3, 2), 9))
     assert copied.generation == 1 and copied.read(np.array([1])).tolist() == [[9, 9]]
     again = pickle.loads(pickle.dumps(copied))
-    assert again._generation.path == table._generation.path
+    assert again._numbers.path == table._numbers.path
     del copied, again
     assert len(list(no_shared_memory.iterdir())) == 2
     del table
