@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
@@ -22,6 +23,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss, TripletLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg.callback import _Target
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
@@ -96,18 +98,21 @@ class Compared(MiningCallback):
             self.tables.append(self.hard_negatives._table.read(rows))
 
 
+def make_negatives(num_negatives):
+    """Return 80 pairs and a corpus, not yet mined."""
+    texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
+    pairs = Dataset.from_dict({"anchor": texts[:80], "positive": texts[80:160]})
+    config = MiningConfig(num_negatives=num_negatives, sampling_strategy="random", range_max=8)
+    return HardNegativeDataset(pairs, texts[160:], config)
+
+
 def train(name, folder, transformer, world):
     """Train eight steps with refreshes at 2, 4 and 6."""
-    texts = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
     if name == "cached":  # which does not take static embeddings
         model = SentenceTransformer(transformer, device="cpu")
     else:
         model = word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
-    pairs = Dataset.from_dict({"anchor": texts[:80], "positive": texts[80:160]})
-    config = MiningConfig(
-        num_negatives=1 if LOSSES[name] is TripletLoss else 2, sampling_strategy="random", range_max=8
-    )
-    hard_negatives = HardNegativeDataset(pairs, texts[160:], config)
+    hard_negatives = make_negatives(1 if LOSSES[name] is TripletLoss else 2)
     hard_negatives.mine(model, show_progress_bar=False)
     callback = Compared(hard_negatives, name == "sharded")
     torch.manual_seed(0)
@@ -134,6 +139,27 @@ def train(name, folder, transformer, world):
     return {key: np.asarray(value) for key, value in arrays.items()}, callback.encoded
 
 
+def mine_sharded(transformer):
+    """Mine with a model whose weights are split over the ranks by FSDP2; return whole and sharded tables."""
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # an older torch
+        return {}
+    model = SentenceTransformer(transformer, device="cpu")
+    hard_negatives = make_negatives(2)
+    expected = hard_negatives.compute_mining(model, show_progress_bar=False).negative_ids
+    fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
+    weights = next(model.parameters())
+    callback = MiningCallback(hard_negatives)
+    # accelerate has no FSDP without an accelerator, so the trainer is a stand-in; the sharding is real.
+    trainer = SimpleNamespace(is_fsdp_enabled=True)
+    callback._trainer = lambda: trainer
+    args = SentenceTransformerTrainingArguments(use_cpu=True, disable_tqdm=True, report_to="none")
+    found = callback._compute(_Target(None, hard_negatives), args, 1, model).negative_ids
+    sizes = [weights.to_local().numel(), weights.numel()]
+    return {"fsdp2_expected": expected, "fsdp2_found": found, "fsdp2_sizes": sizes}
+
+
 def main() -> None:
     """Train everything and write the figures."""
     folder, transformer = Path(sys.argv[1]), sys.argv[2]
@@ -143,6 +169,7 @@ def main() -> None:
     for name in LOSSES:
         found, encoded[name] = train(name, folder, transformer, world=2)
         arrays |= {f"{name}_{key}": value for key, value in found.items()}
+    arrays |= mine_sharded(transformer)
     np.savez(folder / f"losses{rank}.npz", **arrays)
     (folder / f"encoded{rank}.json").write_text(json.dumps(encoded))
 

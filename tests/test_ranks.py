@@ -76,12 +76,12 @@ def trained(tmp_path_factory):
     model.save_pretrained(str(folder / "model"), create_model_card=False)
     done = run(folder, 2, str(folder / "model"), script="ranks_losses_script.py")
     assert done.returncode == 0, done.stderr[-4000:]
-    results = {}
+    results = {"files": [np.load(folder / f"losses{rank}.npz") for rank in (0, 1)]}
     for name in ranks_losses_script.LOSSES:
         alone, encoded = ranks_losses_script.train(name, folder, str(folder / "model"), world=1)
         results[name] = [alone | {"encoded": encoded}]
         for rank in (0, 1):
-            arrays = np.load(folder / f"losses{rank}.npz")
+            arrays = results["files"][rank]
             found = {key: arrays[f"{name}_{key}"] for key in ("tables", "alone", "weights")}
             found["encoded"] = json.loads((folder / f"encoded{rank}.json").read_text())[name]
             results[name].append(found)
@@ -120,6 +120,15 @@ def test_ranks_share_the_encoding(trained, name):
             assert one == other == whole
         else:
             assert one + other == whole and abs(one - other) <= 1
+
+
+def test_a_model_that_is_sharded_over_the_ranks_is_mined_with(trained):
+    """FSDP2: no rank holds the whole of a weight, and all find what the whole model finds."""
+    for arrays in trained["files"]:
+        if "fsdp2_found" not in arrays:
+            pytest.skip("this torch has no FSDP2")
+        local, whole = arrays["fsdp2_sizes"]
+        assert local < whole and (arrays["fsdp2_found"] == arrays["fsdp2_expected"]).all()
 
 
 def test_the_checks_notice_ranks_that_diverge(trained):
