@@ -55,12 +55,12 @@ def test_facenet_measures_in_squared_l2(margin: float, semi_hard: list[int]) -> 
 
 def test_edges_belong_to_one_band() -> None:
     """A tie with the positive is hard, and the outer edge is semi-hard only in the half-open band."""
-    positive, negatives = torch.tensor(-1.0), -torch.tensor([1.0, 1.25, 1.5, 1.75])
-    assert is_hard(positive, negatives).tolist() == [True, False, False, False]
-    assert is_semi_hard(positive, negatives, 0.5).tolist() == [False, True, True, False]
-    assert is_easy(positive, negatives, 0.5).tolist() == [False, False, False, True]
-    assert is_semi_hard(positive, negatives, 1.0, "facenet").tolist() == [False, True, False, False]
-    assert is_easy(positive, negatives, 1.0, "facenet").tolist() == [False, False, True, True]
+    positive, negatives = torch.tensor(-1.0), -torch.tensor([1.0, 1.25, 1.375, 1.5, 1.75])
+    assert is_hard(positive, negatives).tolist() == [True, False, False, False, False]
+    assert is_semi_hard(positive, negatives, 0.5).tolist() == [False, True, True, True, False]
+    assert is_easy(positive, negatives, 0.5).tolist() == [False, False, False, False, True]
+    assert is_semi_hard(positive, negatives, 1.0, "facenet").tolist() == [False, True, True, False, False]
+    assert is_easy(positive, negatives, 1.0, "facenet").tolist() == [False, False, False, True, True]
 
 
 def test_a_tie_stays_hard_where_facenets_band_is_empty() -> None:
