@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from st_hardneg.errors import MiningError, MissingExtraError
@@ -232,6 +232,7 @@ def test_what_an_edit_may_write(text, kind, wanted):
         ("We met The Team. Mice ran. OBJECTIVE: Rats ran.", "entity"),
         ("with TNF and IL-6", "entity"),
         ("a bypass of the Aorta (BOTA) here", "entity"),
+        ("that the TNF gene (also called CACHE) here", "entity"),
         ("he may march", "entity"),
         ("some PCR-amplified DNA", "entity"),
         ("it was Crohn's Disease", "entity"),
@@ -266,7 +267,8 @@ def test_another_number_keeps_the_format(number, seed, grouped):
 def test_a_share_stays_a_share():
     """No per cent above 100, no probability above 1."""
     shares = [float(re.search(r"[\d.]+", one)[0]) for one in only("in 12.5 % of 2 x", "number") if "of 2" in one]
-    assert len(shares) > 3 and max(shares) <= 100
+    shares += [float(re.search(r"[\d.]+", one)[0]) for one in only("in 50 % so", "number")]
+    assert len(shares) > 9 and max(shares) <= 100
     assert all(float(one[4:]) < 1 for one in only("p = 0.052", "number"))
 
 
@@ -426,6 +428,14 @@ def test_prompts(tiny):
     Contradictions(pipeline, prompt=lambda text: f"never {text}")(["the cat"])
     assert pipeline.prompts == ["not the cat here the cat", "never the cat"]
     template = "{% for message in messages %}on {{ message['role'] }} {{ message['content'] }} Text{% endfor %} :"
+    for arguments, start in (({}, "here"), ({"chat_template": template}, "on")):
+        pipeline = Scripted({"cat": "a dog"}, **arguments)
+        first = [("here", VOCABULARY.index("here"))]
+        pipeline.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            "here $A", special_tokens=first
+        )
+        Contradictions(pipeline, prompt="not {text}")(["the cat"])
+        assert pipeline.prompts[0].split()[0] == start, "a template writes the special tokens itself"
     pipeline = Scripted({"cat": "a dog"}, chat_template=template)
     Contradictions(pipeline, prompt="not {text}")(["the cat"])
     assert pipeline.prompts == ["on <unk> not the cat Text :"]
