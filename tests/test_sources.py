@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import unicodedata
 import zlib
 from collections import Counter
@@ -713,6 +714,23 @@ def test_every_source_survives_saving(bm25s, tmp_path):
     assert (HardNegativeDataset.load_from_disk(tmp_path / "again").negative_ids == found.negative_ids).all()
 
 
+@pytest.fixture(scope="module")
+def one_save(tmp_path_factory):
+    """A save of everything, mined once, which no test changes."""
+    pytest.importorskip("bm25s")
+    path = tmp_path_factory.mktemp("everything") / "saved"
+    found = everything()[0]
+    found.mine(Model(by_seed(3)), show_progress_bar=False)
+    found.save_to_disk(path)
+    return path
+
+
+@pytest.fixture
+def saved(one_save, tmp_path):
+    """A copy of that save."""
+    return shutil.copytree(one_save, tmp_path / "saved")
+
+
 def rewritten(path, name: str, columns: dict) -> None:
     """Put another dataset in the place of a part of a save."""
     Dataset.from_dict(columns).save_to_disk(str(path / "new"))
@@ -739,42 +757,40 @@ def rewritten(path, name: str, columns: dict) -> None:
         (lambda path: rewritten(path, "metadata_source_1", {"row": [1, None]}), "does not hold row numbers"),
     ],
 )  # fmt: skip
-def test_damaged_additions_are_refused(bm25s, tmp_path, damage, said):
+def test_damaged_additions_are_refused(saved, damage, said):
     """Loading says which part is not what was written."""
-    path = tmp_path / "saved"
-    found = everything()[0]
-    found.save_to_disk(path)
-    damage(path)
+    damage(saved)
     with pytest.raises(ValueError, match=rf"got a damaged one: .*{re.escape(said)}"):
-        HardNegativeDataset.load_from_disk(path)
+        HardNegativeDataset.load_from_disk(saved)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("cross_domain", "wiki"), ("metadata_sources", [1]), ("cross_domain", ["wiki", "web", "more"])]
+    ("name", "value"),
+    [
+        ("cross_domain", "wiki"),
+        ("metadata_sources", [1]),
+        ("cross_domain", ["wiki", "web", "more"]),
+        ("has_metadata_filter", None),
+        ("has_synthetic", "yes"),
+    ],
 )
-def test_a_damaged_list_of_sources_is_refused(bm25s, tmp_path, name, value):
-    """Names that are no names, and one too many."""
-    path = tmp_path / "saved"
-    everything()[0].save_to_disk(path)
-    content = json.loads((path / "st_hardneg.json").read_text(encoding="utf-8"))
-    (path / "st_hardneg.json").write_text(json.dumps({**content, name: value}), encoding="utf-8")
+def test_a_damaged_list_of_sources_is_refused(saved, name, value):
+    """Names that are no names, one too many, and flags that are none."""
+    content = json.loads((saved / "st_hardneg.json").read_text(encoding="utf-8"))
+    (saved / "st_hardneg.json").write_text(json.dumps({**content, name: value}), encoding="utf-8")
     with pytest.raises(ValueError, match="got a damaged one"):
-        HardNegativeDataset.load_from_disk(path)
+        HardNegativeDataset.load_from_disk(saved)
 
 
-def test_an_unknown_source_in_the_negatives_is_refused(bm25s, tmp_path):
+def test_an_unknown_source_in_the_negatives_is_refused(saved):
     """A source number beyond those of the dataset is damage."""
-    path = tmp_path / "saved"
-    found = everything()[0]
-    found.mine(Model(by_seed(3)), show_progress_bar=False)
-    found.save_to_disk(path)
-    negatives = load_from_disk(str(path / "negatives"))
+    negatives = load_from_disk(str(saved / "negatives"))
     broken = negatives.map(lambda row: {"sources": [40] * 12}, features=negatives.features)
-    broken.save_to_disk(str(path / "new"))
-    os.rename(path / "negatives", path / "old")
-    os.rename(path / "new", path / "negatives")
+    broken.save_to_disk(str(saved / "new"))
+    os.rename(saved / "negatives", saved / "old")
+    os.rename(saved / "new", saved / "negatives")
     with pytest.raises(ValueError, match="got a damaged one: there are unknown sources"):
-        HardNegativeDataset.load_from_disk(path)
+        HardNegativeDataset.load_from_disk(saved)
 
 
 # --- written texts ----------------------------------------------------------------------------------------------------
