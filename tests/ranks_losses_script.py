@@ -76,14 +76,14 @@ class Compared(MiningCallback):
         self.is_sharded = is_sharded
         self.tables, self.alone, self.encoded = [], [], []
 
-    def _compute(self, target, args, step, trained):
+    def _compute(self, target, args, step, trained, config):
         calls, infer = [], trained._inference
         trained._inference = lambda inputs, **options: calls.append(len(inputs)) or infer(inputs, **options)
         if self.is_sharded:
             # What a sharded model needs of the mining: no rank may sit still while another one encodes.
             flag = "is_deepspeed_enabled" if step == 4 else "is_fsdp_enabled"
             setattr(self.trainer, flag, True)
-        mining = super()._compute(target, args, step, trained)
+        mining = super()._compute(target, args, step, trained, config)
         if self.is_sharded:
             setattr(self.trainer, flag, False)
         trained._inference = infer
@@ -155,7 +155,7 @@ def mine_sharded(transformer):
     trainer = SimpleNamespace(is_fsdp_enabled=True)
     callback._trainer = lambda: trainer
     args = SentenceTransformerTrainingArguments(use_cpu=True, disable_tqdm=True, report_to="none")
-    found = callback._compute(_Target(None, hard_negatives), args, 1, model).negative_ids
+    found = callback._compute(_Target(None, hard_negatives), args, 1, model, hard_negatives.config).negative_ids
     sizes = [weights.to_local().numel(), weights.numel()]
     return {"fsdp2_expected": expected, "fsdp2_found": found, "fsdp2_sizes": sizes}
 
