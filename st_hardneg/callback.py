@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 # Well below the shortest default time-out of a backend, which is 10 minutes.
 _KEEP_ALIVE_SECONDS = 60.0
 
+# A refresh that leaves more than this share of the slots as a last resort is worth a warning.
+_MANY_LAST_RESORTS = 0.1
+
 MiningStrategy = Literal["steps", "epoch"]
 
 
@@ -282,6 +285,13 @@ class MiningCallback(TrainerCallback):
             for target in self._targets:
                 member = target.hard_negatives
                 check_throughout(self.schedule, member.config, points, member.check_in_force)
+            if isinstance(self.schedule, Curriculum):
+                reached, _ = self.schedule.stage_at(points[-1].epoch)
+                if left := [stage.name for stage in self.schedule.stages[reached:]]:
+                    logger.warning(
+                        f"The training ends after epoch {points[-1].epoch + 1}, before the stages {left} of the curriculum "
+                        "begin. Train for more epochs, or shorten the earlier stages."
+                    )
 
     def _may_refresh_at(self, step: int, state: TrainerState) -> bool:
         return step % self._steps_per_epoch == 0 or (self.mining_strategy == "steps" and step % self._every(state) == 0)
@@ -368,6 +378,7 @@ class MiningCallback(TrainerCallback):
             mining = self._compute(target, args, step, trained, now.config)
             report = replace(mining.report, stage=now.stage, stage_number=now.stage_number, in_force=dict(now.values))
             hard_negatives.apply_mining(replace(mining, report=report))
+            _warn_of_last_resorts(report)
             self._add_report(report, target.name)
             # Nothing is fetched ahead over the boundary of an epoch.
             seen = step + 1 if step % self._steps_per_epoch == 0 else self.first_step_seen(step, args)
@@ -507,6 +518,16 @@ def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | No
     if isinstance(setting, Mapping):
         setting = setting.get(column)
     return setting if isinstance(setting, str) else None
+
+
+def _warn_of_last_resorts(report: MiningReport) -> None:
+    if report.num_last_resort > _MANY_LAST_RESORTS * report.num_slots:
+        worst = max(report.removed, key=lambda rule: report.removed[rule] if rule not in ("anchor", "positive") else -1)
+        logger.warning(
+            f"{report.num_last_resort:,} of {report.num_slots:,} slots keep an earlier negative that a filter would remove "
+            f"today, because nothing else was found for them; `{worst}` removes most. Loosen it, deepen the search with "
+            '`range_max`, or set `shortfall="random"`.'
+        )
 
 
 def _members(hard_negatives: Any) -> list[Any]:

@@ -218,9 +218,11 @@ class MiningConfig:
         if self.range_max is None:
             return
         room = self.range_max - self.range_min
-        if room < self.num_negatives:
+        wanted = max((quota for name, quota in self.quotas.items() if name not in ("random", "synthetic")), default=0)
+        if room < wanted:
+            what = f"`num_negatives={self.num_negatives}`" if self.sources is None else f"a quota of {wanted}"
             raise ValueError(
-                f"Cannot keep `num_negatives={self.num_negatives}`: the window from `range_min={self.range_min}` to "
+                f"Cannot keep {what}: the window from `range_min={self.range_min}` to "
                 f"`range_max={self.range_max}` holds {max(room, 0)} candidates. Lower `num_negatives` or raise "
                 "`range_max`."
             )

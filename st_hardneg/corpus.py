@@ -112,17 +112,21 @@ class Corpus:
         """Return the caller's own ids of these corpus ids.
 
         A text that was not part of the given corpus has no such id: it is called after where it came from and its corpus
-        id, such as ``positive-7``. -1 becomes None.
+        id, such as ``positive-7``; one of a further corpus after its name and its row there. -1 becomes None.
         """
         known = [] if self.given is None or self.id_column is None else self.given.with_format(None)[self.id_column][:]
         names = {-1: None} | {
-            i: str(known[i]) if i < len(known) else f"{self._block_of(i).name}-{i}"
-            for i in set(corpus_ids.tolist()) - {-1}
+            i: str(known[i]) if i < len(known) else self._name_of(i) for i in set(corpus_ids.tolist()) - {-1}
         }
         return [names[i] for i in corpus_ids.tolist()]
 
-    def _block_of(self, corpus_id: int) -> Block:
-        return next(block for block in self.blocks if block.start <= corpus_id < block.stop)
+    def _name_of(self, corpus_id: int) -> str:
+        block = next(block for block in self.blocks if block.start <= corpus_id < block.stop)
+        return f"{block.name}-{corpus_id - block.start if block.name in self.parts else corpus_id}"
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{block.stop - block.start:,} {block.name}" for block in self.blocks)
+        return f"Corpus({len(self):,} texts: {parts}; {len(self.searched):,} searched)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +314,14 @@ def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str
         )
     found: list[int] = []
     for number, row in enumerate(given.with_format(None)):
-        answer = predicate(row)
+        try:
+            answer = predicate(row)
+        except Exception as error:
+            raise ValueError(
+                f"Expected `{parameter}` to return True or False for every row of the corpus, got {type(error).__name__}: "
+                f"{error} for row {number}. Columns are {given.column_names}; pass the corpus as a Dataset with the columns "
+                "that it looks at."
+            ) from error
         if not isinstance(answer, (bool, np.bool_)):
             raise TypeError(
                 f"Expected `{parameter}` to return True or False, got {answer!r} for row {number} of the corpus. Compare "

@@ -154,6 +154,16 @@ class HardNegativeDataset:
         self._corpus = numbered.corpus
         self._pairs = pair_up(anchors, numbered)
         check_num_topics(self.config, self._pairs.num_queries)
+        for name, ids in self._corpus.parts.items():
+            if len(ids) < (quota := self.config.quotas.get(name, 0)):
+                logger.warning(
+                    f"The source {name!r} has {len(ids):,} texts for a quota of {quota:,}: the other slots are left to "
+                    f'`shortfall="{self.config.shortfall}"`. Lower the quota, or give it more texts.'
+                )
+        if guide is None and self.config.guide_margin:
+            raise ValueError(
+                f"`guide_margin={self.config.guide_margin}` has no effect without a guide. Pass `guide=`, another model."
+            )
         self.guide = guide
         self._guide_embeddings: Embeddings | None = None
         self._lexical_index = LexicalIndex(self._corpus) if "lexical" in (self.config.sources or {}) else None
@@ -571,6 +581,8 @@ class HardNegativeDataset:
                 "`search_spaces=('corpus', 'anchors')`."
             )
         check_num_topics(config, self._pairs.num_queries)
+        if config.guide_margin and self.guide is None:
+            raise ValueError("Expected a guide for `guide_margin`, got none. Pass `guide=` to the HardNegativeDataset.")
         default_searcher(config)
 
     def _mark_views(self) -> None:
@@ -866,6 +878,11 @@ class HardNegativeDataset:
         """
         self._mined("push_to_hub()")
         dataset = self.to_dataset(output_format)
+        if output_format == "n-tuple" and len(dataset) < (1 - _MANY_ROWS) * len(self):
+            logger.warning(
+                f"{len(self) - len(dataset):,} of {len(self):,} rows have an empty slot and are not published as tuples. "
+                '`shortfall="random"` fills them; `output_format="triplet"` has a row for every negative there is.'
+            )
         return push_mined(
             dataset,
             self.provenance(),

@@ -105,10 +105,11 @@ def checked_additions(
     both = sorted(set(further) & set(predicates))
     if both:
         raise ValueError(f"Expected different names in `cross_domain` and `metadata_sources`, got {both} in both.")
-    if synthetic is not None and not callable(synthetic):
+    if synthetic is not None and (isinstance(synthetic, type) or not callable(synthetic)):
+        got = f"the class {synthetic.__name__}" if isinstance(synthetic, type) else type(synthetic).__name__
         raise TypeError(
-            f"Expected `synthetic` to be a function from positives to texts for each, got {type(synthetic).__name__}. "
-            "Pass a maker of `st_hardneg.sources.synthetic`, for example `KeywordEdits()`."
+            f"Expected `synthetic` to be a function from positives to texts for each, got {got}. Pass a maker of "
+            "`st_hardneg.sources.synthetic`, for example `KeywordEdits()`."
         )
     if guide is not None:
         similarity_name(guide)
