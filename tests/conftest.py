@@ -14,6 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+collect_ignore = ["mutation"]  # a command of its own, with a dependency of its own
+
 # The process that hands tests out to others reads this file, too: what takes seconds to import is imported on use.
 if TYPE_CHECKING:
     import torch

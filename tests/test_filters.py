@@ -64,6 +64,7 @@ def test_what_is_always_on(known):
     # Text 6 is the first query's anchor in other case; the second query may have it.
     assert kept(found["anchor"]) == [[1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     assert kept(found["positive"]) == [[0, 2, 3, 4, 5], [0, 1, 3, 4, 5]]
+    assert list(keep_masks(candidates(known), *known, MiningConfig())) == ["anchor", "positive"]
 
 
 def test_a_copy_of_the_anchor_is_the_anchor(known):
@@ -147,6 +148,13 @@ def test_each_text_is_looked_at_once(known):
     assert kept(mask) == [[0, 1, 3, 4, 5], [0, 1, 3, 4, 5]]
     # The empty place stands for no text; it is looked up as the first one.
     assert sorted(seen) == sorted([*TEXTS, TEXTS[0]])
+
+
+def test_no_queries_at_all(known):
+    """A mask of no rows is still a boolean one."""
+    none = candidates(known, corpus_ids=torch.zeros((0, 6), dtype=torch.int64))
+    mask = keeps_texts(none, known[1], str.isupper)
+    assert mask.shape == (0, 6) and mask.dtype == torch.bool
 
 
 def test_extra_filters_see_candidates_and_corpus(known):

@@ -59,7 +59,7 @@ def difference(code: str, name: str) -> list[str]:
     """Return the lines that a mutant removes and adds."""
     functions = {node.name: node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)}
     original = f"{name.rpartition('__mutmut_')[0]}__mutmut_orig"
-    before, after = (ast.unparse(functions[which].body).splitlines() for which in (original, name))  # type: ignore[arg-type]
+    before, after = (ast.unparse(functions[which]).replace(which, "").splitlines() for which in (original, name))
     changed = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
     return [line for line in changed if not line.startswith("@@")]
 
