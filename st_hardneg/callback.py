@@ -289,8 +289,8 @@ class MiningCallback(TrainerCallback):
                 reached, _ = self.schedule.stage_at(points[-1].epoch)
                 if left := [stage.name for stage in self.schedule.stages[reached:]]:
                     logger.warning(
-                        f"The training ends after epoch {points[-1].epoch + 1}, before the stages {left} of the curriculum "
-                        "begin. Train for more epochs, or shorten the earlier stages."
+                        f"The training ends after epoch {points[-1].epoch + 1}, before the stages {left} of the "
+                        "curriculum begin. Train for more epochs, or shorten the earlier stages."
                     )
 
     def _may_refresh_at(self, step: int, state: TrainerState) -> bool:
@@ -524,9 +524,9 @@ def _warn_of_last_resorts(report: MiningReport) -> None:
     if report.num_last_resort > _MANY_LAST_RESORTS * report.num_slots:
         worst = max(report.removed, key=lambda rule: report.removed[rule] if rule not in ("anchor", "positive") else -1)
         logger.warning(
-            f"{report.num_last_resort:,} of {report.num_slots:,} slots keep an earlier negative that a filter would remove "
-            f"today, because nothing else was found for them; `{worst}` removes most. Loosen it, deepen the search with "
-            '`range_max`, or set `shortfall="random"`.'
+            f"{report.num_last_resort:,} of {report.num_slots:,} slots keep an earlier negative that a filter would "
+            f"remove today, because nothing else was found for them; `{worst}` removes most. Loosen it, deepen the search "
+            'with `range_max`, or set `shortfall="random"`.'
         )
 
 

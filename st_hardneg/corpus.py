@@ -319,8 +319,8 @@ def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str
         except Exception as error:
             raise ValueError(
                 f"Expected `{parameter}` to return True or False for every row of the corpus, got {type(error).__name__}: "
-                f"{error} for row {number}. Columns are {given.column_names}; pass the corpus as a Dataset with the columns "
-                "that it looks at."
+                f"{error} for row {number}. Columns are {given.column_names}; pass the corpus as a Dataset with the "
+                "columns that it looks at."
             ) from error
         if not isinstance(answer, (bool, np.bool_)):
             raise TypeError(

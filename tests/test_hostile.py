@@ -135,8 +135,10 @@ def test_nothing_is_unpickled_when_files_are_read(tmp_path, monkeypatch):
             None,
             config=trained.config.to_dict(),
             data_fingerprint=trained.data_fingerprint,
+            schedule=None,
             num_rows=len(trained),
             num_corpus=len(trained.corpus),
+            num_sources=len(trained.source_names),
         )
     assert (loaded.negative_ids == hard_negatives.negative_ids).all()
     assert state is not None and state.mining.negative_ids.shape == (80, 2)
@@ -157,6 +159,8 @@ def test_no_code_from_files_is_run():
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
+            if called.endswith(".eval") and not node.args:
+                continue  # a torch module's evaluation mode
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert called.split(".")[-1] not in forbidden and "trust_remote_code" not in keywords, (path, node.lineno)
             if called in ("np.load", "numpy.load", "torch.load", "yaml.load"):
