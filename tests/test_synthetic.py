@@ -21,15 +21,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from st_hardneg.errors import MiningError, MissingExtraError
-from st_hardneg.sources import contradictions, text_perturbations
-from st_hardneg.sources.quantities import other_quantity, quantities
 from st_hardneg.sources.synthetic import (
     Contradictions,
     KeywordEdits,
     TextPerturbations,
     checked_synthetic,
+    contradictions,
     entities_in,
+    text_perturbations,
 )
+from st_hardneg.sources.synthetic.quantities import other_quantity, quantities
 from st_hardneg.texts import same_text_key
 
 PROSE = (

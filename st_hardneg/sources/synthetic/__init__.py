@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from st_hardneg.errors import MiningError
-from st_hardneg.sources.contradictions import DEFAULT_PROMPT, Contradictions
-from st_hardneg.sources.keyword_edits import KeywordEdits, entities_in
-from st_hardneg.sources.makers import DistinctTexts, checked_positives
-from st_hardneg.sources.text_perturbations import TextPerturbations
+from st_hardneg.sources.synthetic.contradictions import DEFAULT_PROMPT, Contradictions
+from st_hardneg.sources.synthetic.keyword_edits import KeywordEdits, entities_in
+from st_hardneg.sources.synthetic.makers import DistinctTexts, checked_positives
+from st_hardneg.sources.synthetic.text_perturbations import TextPerturbations
 
 __all__ = [
     "DEFAULT_PROMPT",

@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any
 
 from st_hardneg.errors import require_extra
-from st_hardneg.sources.makers import (
+from st_hardneg.sources.synthetic.makers import (
     DistinctTexts,
     checked_integer,
     checked_kinds,

@@ -11,15 +11,15 @@ from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any
 
-from st_hardneg.sources import edit_words as words_of
-from st_hardneg.sources.makers import (
+from st_hardneg.sources.synthetic import edit_words as words_of
+from st_hardneg.sources.synthetic.makers import (
     DistinctTexts,
     checked_integer,
     checked_kinds,
     checked_positives,
     generator_of,
 )
-from st_hardneg.sources.quantities import Quantity, other_quantity, quantities
+from st_hardneg.sources.synthetic.quantities import Quantity, other_quantity, quantities
 
 EDITS = ("number", "unit", "entity", "antonym", "negation")
 

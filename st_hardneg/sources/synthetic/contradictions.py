@@ -28,7 +28,7 @@ from transformers import (
 
 from st_hardneg.errors import MiningError
 from st_hardneg.fingerprint import recipe_fingerprint, weights_fingerprint
-from st_hardneg.sources.makers import DistinctTexts, checked_integer, checked_positives
+from st_hardneg.sources.synthetic.makers import DistinctTexts, checked_integer, checked_positives
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 
-from st_hardneg.sources import edit_words as words_of
+from st_hardneg.sources.synthetic import edit_words as words_of
 
 _SPACES = " \u00a0\u2009\u202f"
 _BODY = (

@@ -1,7 +1,7 @@
 """Words whose exchange changes what an English text says: opposites, units, months, countries.
 
 Everything is lower case. Words with two readings are left out, or come with a condition in
-:mod:`~st_hardneg.sources.keyword_edits`: a missed edit costs nothing, a wrong one is a bad negative.
+:mod:`~st_hardneg.sources.synthetic.keyword_edits`: a missed edit costs nothing, a wrong one is a bad negative.
 """
 
 from __future__ import annotations
