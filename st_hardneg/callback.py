@@ -37,6 +37,7 @@ from st_hardneg.schedules import (
     in_force,
     points_of,
 )
+from st_hardneg.storage import damaged
 from st_hardneg.view import live_views, read_in_batches
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class MiningCallback(TrainerCallback):
         self._report_names: list[tuple[MiningReport, str | None]] = []
         self._trainer: Callable[[], Trainer | None] = lambda: None
         self._targets: list[_Target] = []
+        self._is_one_of_several = False
         self._steps_per_epoch = 0
         self._mined_at: int | None = None
 
@@ -331,6 +333,8 @@ class MiningCallback(TrainerCallback):
                     "MiningCallback). Training goes on with the negatives that the dataset has now."
                 )
                 continue
+            if found.mined_at is not None and found.mined_at > state.global_step:
+                raise damaged(checkpoint, f"it was refreshed at step {found.mined_at}, after its own last step")
             hard_negatives.restore(found, old_batches=self._old_batches(found.mined_at, args, state))
             self._mined_at = found.mined_at
             for report in found.reports:
@@ -368,7 +372,14 @@ class MiningCallback(TrainerCallback):
         only_if_changed: bool = False,
     ) -> None:
         step = state.global_step
-        if step < self.mining_warmup_steps or step >= state.max_steps or step == self._mined_at:
+        if step < self.mining_warmup_steps:
+            if isinstance(self.schedule, Curriculum) and step % self._steps_per_epoch == 0:
+                logger.warning(
+                    f"The stage that begins at step {step} is not mined for, as "
+                    f"`mining_warmup_steps={self.mining_warmup_steps}`. Lower it, or begin the curriculum later."
+                )
+            return
+        if step >= state.max_steps or step == self._mined_at:
             return
         for target in self._targets:
             hard_negatives = target.hard_negatives
@@ -390,7 +401,10 @@ class MiningCallback(TrainerCallback):
     ) -> Mining:
         """Mine on rank 0, with the encoding shared over all ranks, and bring the result to every rank."""
         model = self.model if self.model is not None else trained
-        encodings = training_encodings(target.hard_negatives, args, target.name)
+        if self.model is None:
+            encodings = training_encodings(target.hard_negatives, args, target.name, config)
+        else:
+            encodings = Encodings.from_config(config)  # a teacher has prompts of its own
         # Sharded models have to run on every rank, as in the trainer's own evaluation.
         is_sharded = bool(
             getattr(self.trainer, "is_fsdp_enabled", False) or getattr(self.trainer, "is_deepspeed_enabled", False)
@@ -410,7 +424,7 @@ class MiningCallback(TrainerCallback):
         return received
 
     def _log(self, metrics: dict[str, float], name: str | None, state: TrainerState, control: TrainerControl) -> None:
-        if len(self._targets) > 1:
+        if self._is_one_of_several and name is not None:
             metrics = {key.replace("mining/", f"mining/{name}/", 1): value for key, value in metrics.items()}
         if self.trainer is None:
             state.log_history.append({**metrics, "step": state.global_step})
@@ -433,6 +447,7 @@ class MiningCallback(TrainerCallback):
             if isinstance(view.owner, HardNegativeDataset):
                 owners[id(view.owner)] = view.owner
                 names.setdefault(id(view.owner), name)
+        self._is_one_of_several = len(owners) > 1
         wanted: dict[str | None, HardNegativeDataset]
         if self.hard_negatives is None:
             wanted = {names[key]: owner for key, owner in owners.items()}
@@ -477,7 +492,10 @@ class _KeepAlive:
 
 
 def training_encodings(
-    hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None
+    hard_negatives: HardNegativeDataset,
+    args: TrainingArguments,
+    dataset_name: str | None,
+    config: MiningConfig | None = None,
 ) -> Encodings:
     """Return the prompts and routes that the trainer uses for this dataset, unless the config names its own.
 
@@ -485,8 +503,9 @@ def training_encodings(
         hard_negatives: The dataset.
         args: The training arguments: ``prompts`` and ``router_mapping``.
         dataset_name: The trainer's name for the dataset, if it trains on several.
+        config: The recipe in force; the dataset's own if None.
     """
-    config = hard_negatives.config
+    config = config or hard_negatives.config
     encodings = Encodings.from_config(config)
     prompts = getattr(args, "prompts", None)
     routes = getattr(args, "router_mapping", None)

@@ -160,13 +160,37 @@ class Negatives:
         A text that a query already has is not taken a second time.
         """
         both = self.beside(others)
-        ids = both.corpus_ids
-        earlier = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril(-1)
-        repeated = ((ids[:, :, None] == ids[:, None, :]) & earlier).any(dim=2)
-        # Filled slots first, in order, then what is left to take; the width stays.
-        absent = (ids < 0) | repeated
+        # Filled slots first, in order, then what is left to take; the width stays. What is there stays, even if twice.
+        absent = (both.corpus_ids < 0) | is_repeated(both.corpus_ids)
+        absent[:, : self.corpus_ids.shape[1]] = ~self.is_present
         order = absent.long().argsort(dim=1, stable=True)[:, : self.corpus_ids.shape[1]]
         return both.at(order.masked_fill(absent.gather(1, order), -1))
+
+
+def is_repeated(values: Tensor) -> Tensor:
+    """Mark, in each row of an int64 tensor of shape ``(q, k)``, what stands further left already; -1 never is."""
+    in_order = values.sort(dim=1, stable=True)
+    repeats = torch.zeros_like(values, dtype=torch.bool)
+    repeats[:, 1:] = (in_order.values[:, 1:] == in_order.values[:, :-1]) & (in_order.values[:, 1:] >= 0)
+    return torch.zeros_like(repeats).scatter_(1, in_order.indices, repeats)
+
+
+def find_in_row(values: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Look each value up among other values of its row.
+
+    Args:
+        values: int64 of shape ``(q, k)``; what is below 0 is never found.
+        others: int64 of shape ``(q, m)``.
+
+    Returns:
+        Whether it is there, boolean, and the place of the first, int64 in ``[0, m)``, both of shape ``(q, k)``.
+    """
+    if not others.shape[1]:
+        return torch.zeros_like(values, dtype=torch.bool), torch.zeros_like(values)
+    in_order = others.sort(dim=1, stable=True)
+    place = torch.searchsorted(in_order.values.contiguous(), values.contiguous()).clamp(max=others.shape[1] - 1)
+    found = (in_order.values.gather(1, place) == values) & (values >= 0)
+    return found, in_order.indices.gather(1, place)
 
 
 def joined(parts: list[Negatives], dim: int = 0) -> Negatives:

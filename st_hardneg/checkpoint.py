@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from st_hardneg.mining import Mining
+from st_hardneg.report import MiningReport
 from st_hardneg.storage import (
     damaged,
     flat_lists,
@@ -154,6 +155,11 @@ def read_checkpoint(
     previous_ids = matrix_from(folder, read_part(folder, "previous"), "previous_ids", shape, np.int64)
     if previous_ids.min(initial=0) < -1 or previous_ids.max(initial=-1) >= num_corpus:
         raise damaged(folder, "earlier negative ids lie outside of the corpus")
+    try:
+        for report in content["reports"]:
+            MiningReport(**report).metrics()
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise damaged(folder, f"a report is not what was written ({error})") from None
     if _digest(mining.negative_ids, previous_ids, live_rows) != content["digest"]:
         raise damaged(folder, "the negatives are not those that were written")
     return CheckpointState(
@@ -182,8 +188,9 @@ def _content(folder: str, state_file: str) -> dict[str, Any]:
             content = json.load(file)
         good = (
             content["format"] == _FORMAT
-            and isinstance(content["num_minings"], int)
-            and (content["mined_at"] is None or isinstance(content["mined_at"], int))
+            and type(content["num_minings"]) is int
+            and 1 <= content["num_minings"] < 2**31
+            and (content["mined_at"] is None or (type(content["mined_at"]) is int and content["mined_at"] >= 0))
             and isinstance(content["reports"], list)
             and all(isinstance(report, dict) for report in content["reports"])
             and all(isinstance(content[name], dict) for name in ("report", "config"))

@@ -245,6 +245,10 @@ def number_texts(
     searched = _searched(numbering, rows, distinct)
     parts: dict[str, Ids] = {}
     for name, further in additions.cross_domain.items():
+        if further is None:
+            raise TypeError(
+                f"Expected texts in `cross_domain[{name!r}]`, got None. Pass a list or a Dataset, or leave it out."
+            )
         dataset, column, _ = _given_corpus(further, positives, False, f"cross_domain[{name!r}]")
         assert dataset is not None
         texts, parts[name] = numbering.append(TextColumn(dataset, column), name, texts, blocks)
@@ -301,6 +305,13 @@ def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str
         TypeError: If the predicate cannot be called, or returns something else than True or False.
     """
     if isinstance(predicate, np.ndarray):
+        num_given = 0 if given is None else len(given)
+        good = predicate.dtype == np.int64 and predicate.ndim == 1 and len(predicate) > 0
+        if not good or predicate[0] < 0 or predicate[-1] >= num_given or bool((np.diff(predicate) <= 0).any()):
+            raise ValueError(
+                f"Expected `{parameter}` to be a function of a corpus row, or ascending row numbers below {num_given:,} "
+                f"as an int64 array, got {predicate.dtype} of shape {predicate.shape}. Pass a function."
+            )
         return predicate
     if not callable(predicate):
         raise TypeError(

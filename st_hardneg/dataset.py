@@ -20,7 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SimilarityFunction
 
 from st_hardneg import shortfall, storage
-from st_hardneg.candidates import ANCHORS, DENSE
+from st_hardneg.candidates import ANCHORS, DENSE, find_in_row
 from st_hardneg.checkpoint import CheckpointState
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus import Corpus, Predicate, TextWriter, number_texts
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 # A live view that lacks more than this share of the rows is worth a warning.
 _MANY_ROWS = 0.1
+_ROWS_AT_ONCE = 1_000_000
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -148,12 +149,13 @@ class HardNegativeDataset:
         self._dataset = dataset
         self._row_weight = row_weights(dataset)
         anchors = TextColumn(dataset, self.anchor_column_name)
+        if self.config.num_topics is not None:  # before texts are written, which may take long
+            check_num_topics(self.config, len({text for texts in anchors.batches() for text in texts}))
         if "anchors" in self.config.search_spaces:
             additions = replace(additions, anchors=anchors)
         numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus, additions=additions)
         self._corpus = numbered.corpus
         self._pairs = pair_up(anchors, numbered)
-        check_num_topics(self.config, self._pairs.num_queries)
         for name, ids in self._corpus.parts.items():
             if len(ids) < (quota := self.config.quotas.get(name, 0)):
                 logger.warning(
@@ -841,7 +843,15 @@ class HardNegativeDataset:
             loaded._corpus, loaded._pairs.num_rows, len(loaded.source_names)
         )
         loaded._num_minings = saved.num_minings
+        if loaded._mining is not None and loaded._holds_positives(loaded._mining):
+            raise storage.damaged(saved.path, "a negative is a known positive of its anchor, or the anchor itself")
         return loaded
+
+    def _holds_positives(self, mining: Mining) -> bool:
+        """Tell whether any negative is known to be a right answer; a million rows at once take little memory."""
+        ids, rows = torch.from_numpy(mining.negative_ids), torch.from_numpy(self._pairs.row_query)
+        chunks = zip(rows.split(_ROWS_AT_ONCE), ids.split(_ROWS_AT_ONCE), strict=True)
+        return any(bool(self._pairs.known.contains(some, theirs).any()) for some, theirs in chunks)
 
     def push_to_hub(
         self,
@@ -906,5 +916,5 @@ def churn(before: Ids, after: Ids) -> float:
     filled = after >= 0
     if not filled.any():
         return 0.0
-    known = (after[:, :, None] == before[:, None, :]).any(axis=2)
-    return float((filled & ~known).sum() / filled.sum())
+    known, _ = find_in_row(torch.from_numpy(after), torch.from_numpy(before))
+    return float((filled & ~known.numpy()).sum() / filled.sum())

@@ -22,6 +22,7 @@ from st_hardneg.texts import Ids
 from st_hardneg.view import WEIGHT_UNIT
 
 _MAX_WEIGHT = 1e6
+_MAX_SOURCES = 100
 # Names that outputs, labels and the trainer use themselves.
 _RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -128,6 +129,10 @@ def check_sources(config: MiningConfig, additions: Additions) -> tuple[str, ...]
         MissingExtraError: If a source needs an extra that is not installed.
     """
     names = (*BUILT_IN_SOURCES, *additions.cross_domain, *additions.metadata_sources)
+    if len(names) > _MAX_SOURCES:
+        raise ValueError(
+            f"Expected at most {_MAX_SOURCES} sources, got {len(names)}. Join corpora that belong together into one."
+        )
     named = config.quotas if config.sources is None else config.sources
     for name in named:
         if name not in names:

@@ -185,7 +185,7 @@ class _Run:
         for name, quota in config.quotas.items():
             chosen = self._from_source(name, quota, query_ids, joined(parts, dim=1))
             if kept is not None:
-                left = quota - self._num_kept_from(name, query_ids, kept)
+                left = quota - self._is_from(name, query_ids, kept).sum(dim=1)
                 chosen = chosen.only(torch.arange(quota) < left[:, None])
             parts.append(chosen)
         return Negatives.none(len(query_ids), config.num_negatives).filled_with(joined(parts, dim=1))
@@ -262,8 +262,12 @@ class _Run:
         drawn = shortfall.passing_only(source.propose(query_ids), self.scoring, config, recipe.extra_filters)
         drawn = drawn.only(~shortfall.is_same_text(drawn.corpus_ids, stays.corpus_ids, self.scoring))
         drawn = Negatives.none(len(query_ids), len(slots)).filled_with(drawn)
-        # The first slot that is replaced takes the first draw, and so on; where draws run out, the negative stays.
+        # The first slot that is replaced takes the first draw, and so on; where draws run out, the negative stays, and
+        # must not have been drawn for another slot.
         turn = (is_replaced.long().cumsum(1) - 1).clamp(min=0)
+        runs_out = (is_replaced & ~drawn.is_present.gather(1, turn)).any(dim=1, keepdim=True)
+        drawn = drawn.only(~(runs_out & shortfall.is_same_text(drawn.corpus_ids, chosen.corpus_ids, self.scoring)))
+        drawn = Negatives.none(len(query_ids), len(slots)).filled_with(drawn)
         is_replaced = is_replaced & drawn.is_present.gather(1, turn)
         return chosen.beside(drawn).at(torch.where(is_replaced, len(slots) + turn, slots))
 
@@ -276,15 +280,21 @@ class _Run:
         now = self.scoring.embeddings.similarity_of_pairs(query_ids, corpus_ids)
         easy = is_easy_by_now(now, previous.first_similarities[query_ids], config.easy_ratio, config.easy_score)
         earlier = Found.unranked(query_ids, corpus_ids.masked_fill(easy, -1))
-        return shortfall.passing_only(earlier, self.scoring, config, self.recipe.extra_filters)
+        passing = shortfall.passing_only(earlier, self.scoring, config, self.recipe.extra_filters)
+        kept = shortfall.different_texts(passing, self.scoring)
+        # No source keeps more than its quota of today, which a stage may have changed.
+        within = torch.zeros_like(kept.is_present)
+        for name, quota in config.quotas.items():
+            is_from = self._is_from(name, query_ids, kept)
+            within |= is_from & (is_from.long().cumsum(1) <= quota)
+        return kept.only(within)
 
-    def _num_kept_from(self, name: str, query_ids: Tensor, kept: Negatives) -> Tensor:
-        """Count the kept negatives of a source, int64 of shape ``(q,)``."""
+    def _is_from(self, name: str, query_ids: Tensor, kept: Negatives) -> Tensor:
+        """Tell which of the kept negatives, of shape ``(q, n)``, came from a source."""
         assert self.previous is not None
         _, place = shortfall.earlier_places(kept, self.previous.corpus_ids[query_ids])
         sources = self.previous.sources[query_ids].gather(1, place)
-        codes = self._codes_of(name)
-        return (torch.isin(sources, torch.tensor(codes, dtype=torch.int8)) & kept.is_present).sum(dim=1)
+        return torch.isin(sources, torch.tensor(self._codes_of(name), dtype=torch.int8)) & kept.is_present
 
     def _codes_of(self, name: str) -> list[int]:
         codes = [self.recipe.source_names.index(name)]

@@ -158,9 +158,12 @@ class Pairs:
         other = other.where(is_anchor, torch.zeros_like(other))
         offsets, positives = torch.from_numpy(self.positive_offsets), torch.from_numpy(self.positive_ids)
         count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
+        first = offsets[other]
         for number in range(int(count.max()) if count.numel() else 0):
-            place = (offsets[other] + number).clamp(max=len(positives) - 1)
-            shared |= self.known.contains(query_ids, positives[place].masked_fill(count <= number, -1))
+            # Only those that have so many: one anchor with 300 positives does not slow down the others.
+            rows, places = (count > number).nonzero(as_tuple=True)
+            ids = positives[first[rows, places] + number]
+            shared[rows, places] |= self.known.contains(query_ids[rows], ids[:, None]).squeeze(1)
         return shared
 
 

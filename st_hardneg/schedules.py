@@ -414,5 +414,8 @@ def _described(schedule: Schedule | float) -> str:
     if isinstance(schedule, (Real, Step, _Numbers)):
         return repr(schedule)
     if isinstance(schedule, partial):
-        return f"partial of {_described(schedule.func)}"
+        plain = (str, int, float, bool, type(None))
+        given = [*schedule.args, *sorted(schedule.keywords.items())]
+        shown = [one if isinstance(one, plain) or isinstance(one, tuple) else type(one).__qualname__ for one in given]
+        return f"partial of {_described(schedule.func)} with {shown}"
     return str(getattr(schedule, "__qualname__", None) or type(schedule).__qualname__)

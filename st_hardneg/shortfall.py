@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from st_hardneg.candidates import RANDOM as FROM_RANDOM
-from st_hardneg.candidates import Found, Negatives
+from st_hardneg.candidates import Found, Negatives, find_in_row, is_repeated
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
 from st_hardneg.filters import ExtraFilter, keep_masks
@@ -113,13 +113,19 @@ def _fill_some(
                 break
             drawn = passing(_draw(query_ids, scoring, config, refresh, attempt), FROM_RANDOM)
             result = note(filled_with_other_texts(result, drawn, scoring), RANDOM)
-    elif config.shortfall == "repeat":
-        result = note(_repeated(result), REPEATED)
     if previous is not None:
-        needed = previous.must_fill[query_ids][:, None]
+        # With "repeat", a single negative is enough.
+        has_none = ~result.is_present.any(dim=1, keepdim=True) if config.shortfall == "repeat" else True
+        needed = previous.must_fill[query_ids][:, None] & has_none
         wanted = Found.unranked(query_ids, previous.corpus_ids[query_ids].masked_fill(~needed, -1))
-        as_they_are = scoring.candidates(wanted)
-        result = note(result.filled_with(as_they_are.where(as_they_are.is_present)), LAST_RESORT)
+        candidates = scoring.candidates(wanted)
+        as_they_are = candidates.where(candidates.is_present)
+        result = note(filled_with_other_texts(result, as_they_are, scoring), LAST_RESORT)
+        if bool((previous.must_fill[query_ids][:, None] & ~result.is_present).any()):
+            # An earlier mining repeated texts; a live view needs the slots all the same.
+            result = note(_repeated(result, needed=previous.must_fill[query_ids]), REPEATED)
+    if config.shortfall == "repeat":
+        result = note(_repeated(result), REPEATED)
     return result, how
 
 
@@ -159,8 +165,7 @@ def with_history(
 
 def earlier_places(negatives: Negatives, earlier_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return which negatives, of shape ``(q, n)``, were there earlier, and at which place of ``(q, m)``."""
-    same = (negatives.corpus_ids[:, :, None] == earlier_ids[:, None, :]) & negatives.is_present[:, :, None]
-    return same.any(dim=2), same.long().argmax(dim=2)
+    return find_in_row(negatives.corpus_ids, earlier_ids)
 
 
 def passing_only(
@@ -174,7 +179,15 @@ def passing_only(
 
 def filled_with_other_texts(negatives: Negatives, others: Negatives, scoring: Scoring) -> Negatives:
     """Fill empty slots with texts that are not the same as one that is there, under whatever number."""
-    return negatives.filled_with(others.only(~is_same_text(others.corpus_ids, negatives.corpus_ids, scoring)))
+    return negatives.filled_with(
+        different_texts(others, scoring).only(~is_same_text(others.corpus_ids, negatives.corpus_ids, scoring))
+    )
+
+
+def different_texts(negatives: Negatives, scoring: Scoring) -> Negatives:
+    """Keep the first of each text in a row."""
+    identities = torch.from_numpy(scoring.corpus.identities)[negatives.corpus_ids.clamp(min=0)]
+    return negatives.only(~is_repeated(identities.masked_fill(~negatives.is_present, -1)))
 
 
 def is_same_text(corpus_ids: Tensor, others: Tensor, scoring: Scoring) -> Tensor:
@@ -182,7 +195,7 @@ def is_same_text(corpus_ids: Tensor, others: Tensor, scoring: Scoring) -> Tensor
     identities = torch.from_numpy(scoring.corpus.identities)
     ours = identities[corpus_ids.clamp(min=0)].masked_fill(corpus_ids < 0, -1)
     theirs = identities[others.clamp(min=0)].masked_fill(others < 0, -2)
-    return (ours[:, :, None] == theirs[:, None, :]).any(dim=2)
+    return find_in_row(ours, theirs)[0]
 
 
 def _lacking(negatives: Negatives) -> Tensor:
@@ -199,8 +212,10 @@ def _draw(query_ids: Tensor, scoring: Scoring, config: MiningConfig, refresh: in
     return searched[(noise * len(searched)).long()]
 
 
-def _repeated(negatives: Negatives) -> Negatives:
-    """Fill empty slots with the query's own negatives, in turn."""
+def _repeated(negatives: Negatives, needed: Tensor | None = None) -> Negatives:
+    """Fill empty slots with the query's own negatives, in turn; only those of some queries, boolean ``(q,)``, if given."""
     count = negatives.is_present.sum(dim=1, keepdim=True)
     slot = torch.arange(negatives.corpus_ids.shape[1]).expand(negatives.corpus_ids.shape)
+    if needed is not None:
+        count = torch.where(needed[:, None], count, slot.shape[1])
     return negatives.at(torch.where(count > 0, slot % count.clamp(min=1), -1))

@@ -343,7 +343,8 @@ def mining_from(
             raise ValueError("is_live or positive_scores")
         live_rows = np.flatnonzero(is_live.to_numpy())
         found = MiningReport(**report)
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        found.metrics(), str(found)  # what cannot be printed is not what was written
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
         raise damaged(path, f"the report or a column is not what was written ({error})") from None
     if len(positive_scores) != shape[0]:
         raise damaged(path, f"there are {len(positive_scores)} rows where {shape[0]} are expected")
@@ -377,6 +378,8 @@ def matrix_from(path: str, negatives: Dataset, name: str, shape: tuple[int, int]
     try:
         flat = negatives.data.column(name).combine_chunks()
         chunks = getattr(flat, "chunks", [flat])
+        if any(set(chunk.value_lengths().to_pylist()) - {shape[1]} for chunk in chunks):
+            raise ValueError("lists of other lengths")
         values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks])
         return values.reshape(shape).astype(dtype)
     except (KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
@@ -441,7 +444,7 @@ def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:
         "positive_column_name": lambda value: isinstance(value, str),
         "config": lambda value: isinstance(value, dict),
         "needs": lambda value: isinstance(value, list) and all(isinstance(need, str) for need in value),
-        "num_minings": lambda value: isinstance(value, int) and value >= 0,
+        "num_minings": lambda value: type(value) is int and 0 <= value < 2**31,
         "cross_domain": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "metadata_sources": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "has_metadata_filter": lambda value: isinstance(value, bool),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Found
+from st_hardneg.candidates import Found, is_repeated
 from st_hardneg.scoring import Scoring
 from st_hardneg.search import Searcher, checked_search
-from st_hardneg.sources.protocol import SearchPlan, is_repeated
+from st_hardneg.sources.protocol import SearchPlan
 from st_hardneg.texts import Ids
 
 

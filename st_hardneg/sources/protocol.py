@@ -19,6 +19,7 @@ from st_hardneg.texts import Ids
 
 # Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
 _MAX_HITS = 500_000
+_MOST_SHARING = 1_000
 
 
 class Source(Protocol):
@@ -125,16 +126,10 @@ def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
     everything = np.concatenate([corpus.searched, corpus.searched_anchors])
     searched = np.bincount(corpus.identities[everything], minlength=len(corpus))
     if len(corpus.anchor_ids):
-        searched += np.bincount(corpus.identities[pairs.positive_ids], minlength=len(corpus))
+        sharing = np.bincount(corpus.identities[pairs.positive_ids], minlength=len(corpus))
+        # Where thousands of anchors have one answer, the search among anchors ends early, and corpus texts remain.
+        searched += np.minimum(sharing, _MOST_SHARING)
     known = pairs.known.keys.numpy()
     query, identity = np.divmod(known, len(corpus))
     forbidden = np.bincount(query, weights=searched[identity], minlength=pairs.num_queries).astype(np.int64)
     return np.maximum(forbidden - pairs.num_positives, 0)
-
-
-def is_repeated(values: Tensor) -> Tensor:
-    """Mark, in each row of an int64 tensor of shape ``(q, k)``, what stands further left already; -1 never is."""
-    in_order = values.sort(dim=1, stable=True)
-    repeats = torch.zeros_like(values, dtype=torch.bool)
-    repeats[:, 1:] = (in_order.values[:, 1:] == in_order.values[:, :-1]) & (in_order.values[:, 1:] >= 0)
-    return torch.zeros_like(repeats).scatter_(1, in_order.indices, repeats)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import RANDOM, Found
+from st_hardneg.candidates import RANDOM, Found, is_repeated
 from st_hardneg.sampling import uniform_noise
 from st_hardneg.scoring import Scoring
-from st_hardneg.sources.protocol import SearchPlan, is_repeated
+from st_hardneg.sources.protocol import SearchPlan
 from st_hardneg.texts import Ids
 
 # A proposal holds this many draws per negative, and at least so many: filters may refuse 19 of 20.

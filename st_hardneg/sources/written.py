@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import SYNTHETIC, Found
+from st_hardneg.candidates import SYNTHETIC, Found, is_repeated
 from st_hardneg.sampling import uniform_noise
 from st_hardneg.scoring import Scoring
-from st_hardneg.sources.protocol import SearchPlan, is_repeated
+from st_hardneg.sources.protocol import SearchPlan
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,6 +105,11 @@ def _of_right_shape(result: Any, wanted: int, start: int) -> list[list[str]]:
                 f"{type(row).__name__} for positive {start + i:,}. Put it into a list."
             )
         rows[i] = list(row)
+        if any(isinstance(one, str) and any("\ud800" <= char <= "\udfff" for char in one) for one in rows[i]):
+            raise ValueError(
+                f"Expected the maker of synthetic texts to return valid Unicode, got a lone surrogate for positive "
+                f"{start + i:,}. Clean its texts, for example with `text.encode('utf-8', 'replace').decode()`."
+            )
         wrong = next((one for one in rows[i] if not isinstance(one, str)), None)
         if any(not isinstance(one, str) for one in rows[i]):
             raise TypeError(
