@@ -821,18 +821,22 @@ class HardNegativeDataset:
             ValueError: If the files are damaged or do not belong together, or the recipe needs what was not given.
         """
         saved = storage.read(os.fspath(dataset_path))
-        loaded = cls(
-            saved.pairs,
-            saved.given_corpus,
-            saved.config,
-            anchor_column_name=saved.anchor_column_name,
-            positive_column_name=saved.positive_column_name,
-            cross_encoder=cross_encoder,
-            searcher=searcher,
-            extra_filters=extra_filters,
-            guide=guide,
-            **saved.additions,
-        )
+        try:
+            loaded = cls(
+                saved.pairs,
+                saved.given_corpus,
+                saved.config,
+                anchor_column_name=saved.anchor_column_name,
+                positive_column_name=saved.positive_column_name,
+                cross_encoder=cross_encoder,
+                searcher=searcher,
+                extra_filters=extra_filters,
+                guide=guide,
+                **saved.additions,
+            )
+        except MiningError:
+            # Synthetic texts are looked up by their positives, none of which is there.
+            raise storage.damaged(saved.path, "the texts are not those that were saved") from None
         missing = sorted(set(saved.needs) - set(loaded._needs()))
         if missing:
             raise ValueError(

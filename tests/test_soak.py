@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.mining import Mining
-from st_hardneg.report import MiningReport
+from st_hardneg.report import MiningReport, summarize
 
 ROWS, WIDTH, BATCH = 5_000, 3, 500
 
@@ -23,6 +24,15 @@ ROWS, WIDTH, BATCH = 5_000, 3, 500
 def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+FIGURES = summarize(torch.zeros(1))
+EMPTY_REPORT = MiningReport(
+    **dict.fromkeys(MiningReport.__dataclass_fields__, 0)
+    | {key: {} for key in ("removed", "removed_alone", "hardness", "seconds", "config", "sources", "in_force")}
+    | dict.fromkeys(("step", "churn", "peak_memory_mb", "stage", "stage_number"), None)
+    | {"scores": dict.fromkeys(("positive", "negative", "difference"), FIGURES), "similarity": "cosine"}
+)
 
 
 def mining_of(round_number: int) -> Mining:
@@ -41,7 +51,7 @@ def mining_of(round_number: int) -> Mining:
         steps=ids,
         first_scores=zeros,
         positive_scores=zeros[:, 0],
-        report=MiningReport(**dict.fromkeys(MiningReport.__dataclass_fields__)),
+        report=EMPTY_REPORT,
     )
 
 

@@ -34,7 +34,7 @@ from mutmut.mutation.trampoline import set_mutant_under_test
 ROOT = Path(__file__).parents[2]
 TESTS = {
     "filters": ["tests/test_filters.py"],
-    "sampling": ["tests/test_windows_and_draws.py"],
+    "sampling": ["tests/test_windows_and_draws.py", "tests/test_sampling.py"],
     "table": ["tests/test_table.py"],
     "hardness": ["tests/test_hardness.py"],
 }
