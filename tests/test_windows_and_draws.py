@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from st_hardneg.sampling import choose, uniform_noise, window_of_survivors
+from st_hardneg.sampling import choose, equal_log_weights, uniform_noise, window_of_survivors
 
 
 def mask(*rows: str) -> torch.Tensor:
@@ -24,28 +24,30 @@ def test_windows_count_survivors():
 def test_top_takes_the_closest():
     """Places come closest first, and -1 where there are too few."""
     allowed = mask("01101", "00010", "00000")
-    assert choose(allowed, 2, "top").tolist() == [[1, 2], [3, -1], [-1, -1]]
-    assert choose(allowed, 7, "top").tolist() == [[1, 2, 4, -1, -1, -1, -1], [3] + [-1] * 6, [-1] * 7]
-    assert choose(allowed, 1, "top").dtype == torch.int64
+    assert choose(allowed, 2).tolist() == [[1, 2], [3, -1], [-1, -1]]
+    assert choose(allowed, 7).tolist() == [[1, 2, 4, -1, -1, -1, -1], [3] + [-1] * 6, [-1] * 7]
+    assert choose(allowed, 1).dtype == torch.int64
     # Noise is for draws only.
-    assert choose(allowed, 2, "top", torch.zeros(3, 5, dtype=torch.float64)).tolist()[0] == [1, 2]
+    assert choose(allowed, 2, noise=torch.zeros(3, 5, dtype=torch.float64)).tolist()[0] == [1, 2]
 
 
-def test_random_takes_those_with_the_least_noise():
+def test_equal_weights_take_those_with_the_most_noise():
     """What is not allowed is never drawn, whatever its noise; the drawn come closest first."""
     allowed = mask("11101", "00010", "00000")
-    noise = torch.tensor([[0.5, 0.9, 0.2, 0.0, 0.1], [0.1, 0.2, 0.3, 0.9, 0.0], [0.1] * 5], dtype=torch.float64)
-    assert choose(allowed, 2, "random", noise).tolist() == [[2, 4], [3, -1], [-1, -1]]
-    assert choose(allowed, 3, "random", noise).tolist() == [[0, 2, 4], [3, -1, -1], [-1] * 3]
-    assert choose(allowed, 6, "random", noise).tolist()[0] == [0, 1, 2, 4, -1, -1]
+    noise = torch.tensor([[0.5, 0.1, 0.8, 0.99, 0.9], [0.9, 0.8, 0.7, 0.1, 0.99], [0.9] * 5], dtype=torch.float64)
+    weights = equal_log_weights(noise)
+    assert choose(allowed, 2, weights, noise).tolist() == [[2, 4], [3, -1], [-1, -1]]
+    assert choose(allowed, 3, weights, noise).tolist() == [[0, 2, 4], [3, -1, -1], [-1] * 3]
+    assert choose(allowed, 6, weights, noise).tolist()[0] == [0, 1, 2, 4, -1, -1]
     # Equal noise: the closer one is drawn.
-    assert choose(allowed, 2, "random", torch.full((3, 5), 0.5, dtype=torch.float64)).tolist()[0] == [0, 1]
+    assert choose(allowed, 2, weights, torch.full((3, 5), 0.5, dtype=torch.float64)).tolist()[0] == [0, 1]
 
 
 def test_a_draw_among_many_ties_is_stable():
     """With equal noise, the closest are drawn, however many there are."""
     allowed = torch.ones(1, 5000, dtype=torch.bool)
-    assert choose(allowed, 40, "random", torch.full((1, 5000), 0.5, dtype=torch.float64))[0].tolist() == list(range(40))
+    noise = torch.full((1, 5000), 0.5, dtype=torch.float64)
+    assert choose(allowed, 40, equal_log_weights(noise), noise)[0].tolist() == list(range(40))
 
 
 def plain_noise(*parts: int) -> float:
