@@ -8,9 +8,10 @@ import torch
 
 from st_hardneg.candidates import Candidates
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import TextColumn, number_texts
+from st_hardneg.corpus import Additions, number_texts
 from st_hardneg.filters import RULES, keep_masks, keeps_texts
 from st_hardneg.pairs import pair_up
+from st_hardneg.texts import TextColumn
 from tests.conftest import whole
 
 TEXTS = ["a question", "An  answer", "one", "two words", "three words here", "see other", "A QUESTION"]
@@ -197,3 +198,61 @@ def test_what_is_no_mask_is_refused(known, result, got):
     )
     with pytest.raises(ValueError, match=whole(message)):
         masks(known, extra_filters={"mine": lambda *_: result})
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [(0.0, [[1, 2, 3, 4, 5], [0, 1]]), (0.25, [[2, 3, 4], [0]]), (0.5, [[3, 4], []])],
+)
+def test_a_guide(known, margin, expected):
+    """What the guide scores exactly the margin below the positive stays; the rule is there with a guide only."""
+    gap = torch.tensor([[0.1, 0.0, -0.25, -0.5, -0.75, -0.1], [-0.3, -0.2, 0.2, 0.3, 0.4, 0.5]])
+    found = masks(known, found=candidates(known, guide_gap=gap), guide_margin=margin)
+    assert list(found) == ["anchor", "positive", "guide"] and kept(found["guide"]) == expected
+
+
+@pytest.fixture
+def with_additions():
+    """Three queries, of which the first two share a positive, searched as anchors, and two synthetic texts."""
+    anchors = TextColumn.of(["a", "b", "c"])
+    positives = TextColumn.of(["x", "x", "y"])
+    writer = {"x": ["x is not"], "y": ["not y"]}
+    additions = Additions(anchors=anchors, synthetic=lambda texts: [writer[text] for text in texts])
+    numbered = number_texts(positives, additions=additions)
+    return pair_up(anchors, numbered), numbered.corpus
+
+
+def test_other_anchors_and_synthetic_texts(with_additions):
+    """Anchors with the same answer go; rules against unlabelled answers leave synthetic texts alone, others do not."""
+    corpus_ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6]]).expand(3, 7)
+    names = [with_additions[1].texts.take([i])[0] for i in range(7)]
+    assert names == ["x", "y", "a", "b", "c", "x is not", "not y"]
+    scores = torch.full((3, 7), 0.9)
+    found = candidates(
+        None,
+        query_ids=torch.arange(3),
+        corpus_ids=corpus_ids,
+        scores=scores,
+        similarities=scores,
+        positive_scores=torch.full((3,), 0.5),
+        positive_similarity=scores,
+        guide_gap=scores,
+    )
+    rules = {
+        "absolute_margin": 0.1,
+        "relative_margin": 0.1,
+        "max_score": 0.8,
+        "max_positive_similarity": 0.5,
+        "min_words": 5,
+        "exclude_pattern": "not",
+    }
+    result = masks(with_additions, found=found, **rules)
+    assert kept(result["anchor"]) == [[0, 1, 3, 4, 5, 6], [0, 1, 2, 4, 5, 6], [0, 1, 2, 3, 5, 6]]
+    # Each query's own text is the business of the rule "anchor" alone.
+    assert kept(result["shared_positive"]) == [[0, 1, 2, 4, 5, 6], [0, 1, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]
+    assert kept(result["positive"]) == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]]
+    for name in ("absolute_margin", "relative_margin", "max_score", "max_positive_similarity", "guide"):
+        assert kept(result[name]) == [[5, 6]] * 3, name
+    assert not result["min_words"].any()
+    assert not masks(with_additions, found=found, min_score=0.95)["min_score"].any()
+    assert kept(result["exclude_pattern"]) == [[0, 1, 2, 3, 4]] * 3
