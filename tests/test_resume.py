@@ -221,6 +221,7 @@ class _Named:
         self.append = lambda batch: into.append((name, batch))
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # transformers 5.0, if steps are short
 def test_with_the_best_model_loaded_at_the_end(tmp_path):
     """Evaluation, rotation of checkpoints and the return to the best model change nothing about the batches."""
     held_out = Dataset.from_dict({"anchor": TEXTS[:16], "positive": TEXTS[80:96]})
