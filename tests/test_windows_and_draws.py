@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from st_hardneg.sampling import choose, equal_log_weights, uniform_noise, window_of_survivors
+from st_hardneg.sampling import (
+    choose,
+    distance_log_weights,
+    equal_log_weights,
+    gumbel,
+    uniform_noise,
+    window_of_survivors,
+)
 
 
 def mask(*rows: str) -> torch.Tensor:
@@ -86,3 +95,14 @@ def test_noise_makes_no_fuss_about_overflow():
     with np.errstate(over="raise"):
         assert 0 <= float(uniform_noise(2**63 - 1, 3, torch.tensor([2**62]), torch.tensor([[2**62]]))) < 1
         assert np.geterr()["over"] == "raise"
+
+
+def test_ends_of_the_scales():
+    """Noise of 0 and of almost 1 is finite, by half a step; a distance of exactly the maximum is never drawn."""
+    ends = gumbel(torch.tensor([0.0, 1.0 - 2.0**-53], dtype=torch.float64))
+    assert torch.allclose(
+        ends, torch.tensor([-math.log(54 * math.log(2)), 53 * math.log(2)], dtype=torch.float64), rtol=1e-14
+    )
+    weights = distance_log_weights(torch.tensor([[1.39, 1.4, 1.41]], dtype=torch.float64), 8)
+    assert weights.isfinite().tolist() == [[True, False, False]]
+    assert equal_log_weights(torch.zeros(1, 2)).dtype == torch.float64
