@@ -38,9 +38,21 @@ def main() -> None:
     ids = np.random.default_rng(0).integers(0, len(hard_negatives.corpus), shape)
     zeros = np.zeros(shape, dtype=np.float32)
     report = MiningReport(**{name: None for name in MiningReport.__dataclass_fields__})
-    hard_negatives.apply_mining(
-        Mining(ids, zeros, zeros, ids, np.ones(shape, np.int8), np.zeros(rows, np.float32), report)
+    ones = np.ones(shape, dtype=np.int8)
+    mining = Mining(
+        negative_ids=ids,
+        negative_scores=zeros,
+        chosen_by=zeros,
+        ranks=ids,
+        origin=ones,
+        sources=ones,
+        source_scores=zeros,
+        steps=ids,
+        first_scores=zeros,
+        positive_scores=zeros[:, 0],
+        report=report,
     )
+    hard_negatives.apply_mining(mining)
     view = hard_negatives.as_dataset()
     batches = [rng.sample(range(rows), 64) for _ in range(600)]
     assert len(view.__getitems__(batches[0])[0]["negative_5"]) == 430
