@@ -1,4 +1,4 @@
-"""Losses over (anchor, positive, negative_1, …, negative_n) that look at the negatives worth looking at."""
+"""Losses over (anchor, positive, negative_1, …, negative_n) that train only on the negatives worth training on."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from tqdm import trange
 from st_hardneg.hardness import HardnessDefinition
 from st_hardneg.losses.diagnostics import MaskingDiagnostics
 from st_hardneg.losses.in_batch import Direction, Negatives
+from st_hardneg.losses.masking import SupportsKnownPositives, recommended_settings
 from st_hardneg.losses.multiple_negatives_ranking import SemiHardMultipleNegativesRankingLoss
 from st_hardneg.pairs import KnownPositives
 
@@ -22,39 +23,40 @@ from st_hardneg.pairs import KnownPositives
 class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingLoss):
     """:class:`SemiHardMultipleNegativesRankingLoss` with a gradient cache: any batch size in bounded memory.
 
-    The texts are embedded in mini-batches without gradients, the loss is computed and differentiated up to the
-    embeddings, and the texts are embedded again to carry those gradients on. Value and gradients are those of the loss
-    without a cache. Which candidates are masked is decided per row of the similarity matrix, so it does not depend on
-    the mini-batches.
+    The texts are embedded in mini-batches without gradients, the loss is computed and differentiated with respect to
+    the embeddings, and the texts are embedded again to propagate those gradients to the model. Value and gradients are
+    those of the loss without a cache. Each row is compared with all candidates of the batch, so what is masked does
+    not depend on the mini-batches.
 
     Args:
-        model: The model to train. Not one that starts with a ``StaticEmbedding``, whose inputs cannot be split.
+        model: The model to train. A model that starts with a ``StaticEmbedding`` does not work, because its inputs
+            cannot be split.
         scale: Factor on the similarities before the softmax, the inverse of a temperature.
         similarity_fct: Similarity of every vector of one matrix to every vector of another. ``margin`` is in its unit.
-        mini_batch_size: Texts embedded, and rows ranked, at a time. It sets the memory and speed, not the result.
-        mini_batch_num_tokens: Texts are embedded by this many tokens at a time instead.
-        gather_across_devices: Rank against the candidates of all devices. Ids in the label are gathered too.
+        mini_batch_size: Texts embedded, and rows ranked, at a time. It affects memory and speed, not the result.
+        mini_batch_num_tokens: If given, texts are embedded this many tokens at a time instead.
+        gather_across_devices: Rank against the candidates of all devices. The ids in the label are gathered, too.
         directions: Which similarities compete, see :class:`SemiHardMultipleNegativesRankingLoss`.
         partition_mode: One softmax over all directions (``"joint"``) or the mean of one per direction.
-        show_progress_bar: Show one for the mini-batches.
+        show_progress_bar: Show a progress bar over the mini-batches.
         hardness_mode: Which negatives get a hardness penalty on their logit.
         hardness_strength: The strength of that penalty. A masked candidate stays masked.
         mask_hard: Leave out negatives that score at least as high as the positive.
         margin: Leave out negatives that score lower than the positive by more than this. None keeps them.
         max_positive_similarity: Leave out negatives that are more similar than this to the row's positive.
-        mask_mode: Which negatives the three parameters above look at: all, those of the row's own columns, or those
+        mask_mode: Which negatives the three parameters above apply to: all, those of the row's own columns, or those
             of other rows.
         definition: Which outer edge ``margin`` means, see :mod:`st_hardneg.hardness`.
-        known_positives: The right answers of every query, ``hard_negatives.known_positives``. Needs a label with ids
+        known_positives: The right answers to every query, ``hard_negatives.known_positives``. Needs a label with ids
             while training.
 
     Raises:
-        ValueError: If a parameter is out of its range; when called, if there are fewer than two columns or the label
-            is none of the kinds below.
+        ValueError: If a parameter is out of its range; when called, if there are fewer than two columns, or if the
+            label is none of the kinds below or has the ids of another dataset than ``known_positives``.
 
     Requirements:
         1. (anchor, positive) pairs, or (anchor, positive, negative_1, …, negative_n) tuples
-        2. A large ``per_device_train_batch_size`` and a ``mini_batch_size`` that the device can hold
+        2. A large ``per_device_train_batch_size`` and a ``mini_batch_size`` that fits on the device
 
     Inputs:
         +--------------------------------------------------+------------------------------------------------------+
@@ -67,10 +69,11 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
         +--------------------------------------------------+------------------------------------------------------+
 
     Recommendations:
-        - The larger the batch, the more right answers are in it by chance: ``known_positives`` masks them exactly.
+        - Start from :meth:`recommended`. The larger the batch, the more right answers are in it by chance, and
+          ``known_positives`` masks them.
 
     Relations:
-        - :class:`SemiHardMultipleNegativesRankingLoss` computes the same and embeds only once: faster, where the
+        - :class:`SemiHardMultipleNegativesRankingLoss` computes the same and embeds only once, so it is faster if the
           batch fits into memory.
         - ``CachedMultipleNegativesRankingLoss`` is this loss with ``mask_hard=False``.
 
@@ -82,9 +85,11 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
     Example:
         ::
 
-            loss = SemiHardCachedMultipleNegativesRankingLoss(model, mini_batch_size=32)
+            loss = SemiHardCachedMultipleNegativesRankingLoss.recommended(model, hard_negatives, mini_batch_size=32)
             args = SentenceTransformerTrainingArguments(output_dir="out", per_device_train_batch_size=4096)
-            trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=train_dataset, loss=loss)
+            trainer = SentenceTransformerTrainer(
+                model=model, args=args, train_dataset=hard_negatives.as_dataset(with_ids=True), loss=loss
+            )
             trainer.train()
     """
 
@@ -143,6 +148,22 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
             known_positives=known_positives,
         )
 
+    @classmethod
+    def recommended(
+        cls, model: SentenceTransformer, hard_negatives: SupportsKnownPositives, **changes: Any
+    ) -> SemiHardCachedMultipleNegativesRankingLoss:
+        """Build the loss of the recommended recipe, which leaves out known right answers and nothing else.
+
+        Args:
+            model: The model to train.
+            hard_negatives: The ``HardNegativeDataset`` to train on, through ``as_dataset(with_ids=True)``.
+            **changes: Parameters of this loss that differ from the recipe, such as ``mini_batch_size``.
+
+        Raises:
+            TypeError: If ``hard_negatives`` is not a ``HardNegativeDataset``.
+        """
+        return cls(model, **recommended_settings(hard_negatives, changes))
+
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
@@ -151,7 +172,7 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
         Args:
             reps: For each column, its mini-batches of embeddings.
             labels: The label of the whole batch.
-            with_backward: Differentiate each part at once, and return a value without a graph.
+            with_backward: Differentiate each part as soon as it is computed, and return a value without a graph.
 
         Returns:
             The loss, a scalar.
@@ -167,12 +188,13 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
             losses = self.loss.row_losses(batch, begin, end)
             if weights is not None:
                 losses = losses * weights[begin:end].to(losses.dtype)
-            part = losses.sum() / batch_size
+            # In half precision the sum of many rows would overflow.
+            part = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32)) / batch_size
             if with_backward:
                 torch.autograd.backward(part)
                 part = part.detach()
             parts.append(part)
-        return torch.stack(parts).sum()
+        return torch.stack(parts).sum().to(losses.dtype)
 
     @property
     def mask_hard(self) -> bool:
@@ -186,12 +208,12 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
 
     @property
     def max_positive_similarity(self) -> float | None:
-        """How similar to the positive a negative is left out; None for never."""
+        """A negative that is more similar to the positive than this is left out; None for never."""
         return self.loss.max_positive_similarity
 
     @property
     def mask_mode(self) -> Negatives:
-        """Which negatives are judged by their score."""
+        """Which negatives can be left out because of a score."""
         return self.loss.mask_mode
 
     @property
@@ -201,12 +223,12 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
 
     @property
     def known_positives(self) -> KnownPositives | None:
-        """The right answers of every query."""
+        """The right answers to every query."""
         return self.loss.known_positives
 
     @property
     def diagnostics(self) -> MaskingDiagnostics:
-        """Counts the negatives left out."""
+        """How many negatives were left out."""
         return self.loss.diagnostics
 
     def get_config_dict(self) -> dict[str, Any]:

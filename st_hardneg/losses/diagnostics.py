@@ -1,4 +1,4 @@
-"""How many negatives the losses leave out, from the losses to the trainer's log line."""
+"""How many negatives the losses leave out, and how that reaches the trainer's log line."""
 
 from __future__ import annotations
 
@@ -12,45 +12,44 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from st_hardneg.losses.masking import LeftOut
 
-SHARE_NAMES = ("masked_known_positive", "masked_near_positive", "masked_hard", "masked_easy")
-"""What a loss counts: the negatives left out as known positives, as near-copies of one, as too hard, as too easy."""
+SHARE_NAMES = ("masked_unfilled", "masked_known_positive", "masked_near_positive", "masked_hard", "masked_easy")
+"""What a loss counts: negatives left out because they only complete their row, because they are known positives or
+near-copies of the positive, or because they are too hard or too easy."""
 
 
 class MaskingDiagnostics:
-    """Counts the negatives that a loss leaves out, since it was last asked.
+    """Counts the negatives that a loss has left out since the last :meth:`pop`.
 
-    The counts stay on the device, so that counting never waits for it; :meth:`pop` does.
+    The counts stay on the device, because reading them would make every step wait for it.
     """
 
     def __init__(self) -> None:
         self._counts: Tensor | None = None
 
     def add(self, left_out: LeftOut, num_negatives: int) -> None:
-        """Count the negatives of one computation of the loss.
-
-        Evaluation is not counted.
+        """Count the negatives of one call of the loss, unless it was for evaluation.
 
         Args:
-            left_out: What was left out.
-            num_negatives: Of how many.
+            left_out: The negatives that were left out.
+            num_negatives: The number of all negatives.
         """
         if not torch.is_grad_enabled():
             return
-        masks = (left_out.known_positive, left_out.near_positive, left_out.hard, left_out.easy)
+        masks = (left_out.unfilled, left_out.known_positive, left_out.near_positive, left_out.hard, left_out.easy)
         counts = torch.stack([*(mask.sum() for mask in masks), masks[0].new_tensor(num_negatives, dtype=torch.int64)])
         self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
 
     def pop_counts(self) -> Tensor:
-        """Return the counts and start anew.
+        """Return the counts and reset them.
 
         Returns:
-            int64 of shape ``(5,)``: the negatives left out for each reason of ``SHARE_NAMES``, and all negatives.
+            int64: the negatives left out for each reason of ``SHARE_NAMES``, and then the number of all negatives.
         """
         counts, self._counts = self._counts, None
         return torch.zeros(len(SHARE_NAMES) + 1, dtype=torch.int64) if counts is None else counts
 
     def pop(self) -> dict[str, float]:
-        """Return which share of the negatives was left out for each reason, and start anew."""
+        """Return the share of the negatives left out for each reason of ``SHARE_NAMES``, and reset the counts."""
         return shares(self.pop_counts())
 
 
@@ -58,7 +57,7 @@ def shares(counts: Tensor) -> dict[str, float]:
     """Turn counts into shares.
 
     Args:
-        counts: int64 of shape ``(5,)`` as from :meth:`MaskingDiagnostics.pop_counts`.
+        counts: int64 as from :meth:`MaskingDiagnostics.pop_counts`.
 
     Returns:
         A share between 0 and 1 for each of ``SHARE_NAMES``.
@@ -74,7 +73,8 @@ def diagnostics_of(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Maski
         loss: What a trainer holds as its ``loss``.
 
     Returns:
-        The counters by a prefix for the log: empty if there is but one, else the name of the part or dataset.
+        The counters by the prefix that they have in the log: none if there is only one counter, otherwise the name of
+        the dataset or part.
     """
     found: dict[int, tuple[str, MaskingDiagnostics]] = {}
     for name, module in _named_losses(loss):
@@ -86,16 +86,16 @@ def diagnostics_of(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Maski
 
 
 def pop_diagnostics(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, float]:
-    """Return the shares of negatives left out since the last call, averaged over all ranks, ready to be logged.
+    """Return the shares of negatives left out on all ranks since the last call, under their names in the log.
 
-    Under distributed training every rank must call this at the same step.
+    In distributed training every rank must call this at the same step.
 
     Args:
         loss: What a trainer holds as its ``loss``.
 
     Returns:
-        Shares between 0 and 1 under the ``SHARE_NAMES``, such as ``masked_hard``; prefixed with the
-        part's or dataset's name where several losses count. Empty if none of the losses counts.
+        Shares between 0 and 1 under the ``SHARE_NAMES``, such as ``masked_hard``, prefixed with the name of the dataset
+        or part if there are several losses. Empty if none of the losses counts.
     """
     counts = _pop_counts(loss)
     return {prefix + name: share for prefix, row in counts.items() for name, share in shares(row).items()}
@@ -104,8 +104,8 @@ def pop_diagnostics(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, floa
 def track_diagnostics(trainer: Any) -> None:
     """Put the shares of negatives left out into the next log line of a trainer.
 
-    Call it on every rank just before the trainer logs: in ``on_step_end`` and ``on_epoch_end`` if
-    ``control.should_log``. A second call before the same line changes nothing.
+    Call it on every rank just before the trainer logs: in ``on_step_end`` and ``on_epoch_end``, if
+    ``control.should_log``. A second call before the same log line changes nothing.
 
     Args:
         trainer: A ``SentenceTransformerTrainer``.
@@ -121,16 +121,16 @@ def track_diagnostics(trainer: Any) -> None:
     if values and not steps:
         trainer.track_loss_components(values)
     elif any(bool(row[-1]) for row in counts.values()):
-        # The trainer divides every sum by the one number of steps that it counts for the parts of the loss.
+        # The trainer divides this by the number of steps, which it has counted for the parts of the loss.
         components.update({name: value * steps for name, value in values.items()})
 
 
 class LossDiagnosticsCallback(TrainerCallback):
-    """Logs the share of negatives that the losses of this package leave out, in the trainer's normal log line.
+    """Adds the share of negatives that the losses of this package leave out to the trainer's normal log line.
 
     Args:
-        trainer: The trainer whose losses to watch. A trainer hands itself to no callback, so this one is added after
-            the trainer was built.
+        trainer: The trainer to log for. A callback is not told its trainer, so build the trainer first and add this
+            with ``trainer.add_callback``.
 
     Example:
         ::
@@ -141,23 +141,23 @@ class LossDiagnosticsCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        # Weakly, for the trainer holds its callbacks: in a circle, both would outlive the training.
+        # A weak reference, because the trainer holds its callbacks, and a cycle would keep both in memory.
         self._trainer = weakref.ref(trainer)
 
     @property
     def trainer(self) -> Any:
-        """The trainer, as long as it is there."""
+        """The trainer, or None if it is gone."""
         return self._trainer()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hand the shares over if this step is logged."""
+        """Add the shares if this step is logged."""
         if control.should_log:
             track_diagnostics(self.trainer)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Hand the shares over if this epoch is logged."""
+        """Add the shares if the end of this epoch is logged."""
         if control.should_log:
             track_diagnostics(self.trainer)
 

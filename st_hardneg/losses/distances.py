@@ -1,4 +1,4 @@
-"""Distances as the scores that the definition of hardness takes."""
+"""From distances to the scores that hardness is defined on."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def to_negatives(distance_metric: Distance, anchors: Tensor, negatives: Sequence
 
 
 def to_scores(distances: Tensor, distance_metric: Distance, definition: HardnessDefinition) -> Tensor:
-    """Turn distances into scores, higher is closer, in the unit that the definition measures in.
+    """Turn distances into scores, higher is closer, in the unit of the definition.
 
     Args:
         distances: float of any shape.
-        distance_metric: What they were measured with.
-        definition: ``"half-open"`` takes the negative distance; ``"facenet"`` takes cosines of unit vectors, and
-            ``-d² / 2`` differs from those by a constant for the Euclidean distance.
+        distance_metric: The metric of the distances.
+        definition: For ``"half-open"`` a score is the negative distance. ``"facenet"`` needs cosines of unit vectors,
+            from which ``-d² / 2`` differs by a constant if ``d`` is Euclidean.
     """
     if definition == "facenet" and distance_metric in _EUCLIDEAN:
         return -distances.square() / 2
@@ -46,7 +46,7 @@ def to_scores(distances: Tensor, distance_metric: Distance, definition: Hardness
 
 
 def check_covered(definition: HardnessDefinition, distance_metric: Distance) -> None:
-    """Raise if the definition says nothing about a metric.
+    """Raise if a definition of hardness does not work with a metric.
 
     Args:
         definition: A definition of the semi-hard band.
@@ -57,6 +57,6 @@ def check_covered(definition: HardnessDefinition, distance_metric: Distance) -> 
     """
     if definition == "facenet" and distance_metric not in _COSINE + _EUCLIDEAN:
         raise ValueError(
-            "Expected a cosine or Euclidean `distance_metric`, because `definition='facenet'` measures squared L2 "
-            f"distances. Got {distance_metric!r}. Use `definition='half-open'`, which takes any distance."
+            "`definition='facenet'` measures squared L2 distances, so it needs a cosine or Euclidean `distance_metric`. "
+            f"Got {distance_metric!r}. Use `definition='half-open'`, which takes any distance."
         )

@@ -1,4 +1,4 @@
-"""What a training batch's label tells the losses: row weights, and which texts are in the batch."""
+"""What the label of a training batch tells the losses: how much each row counts, and which texts are in the batch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from torch import Tensor
 NUM_LEADING_IDS = 4
 """Numbers before the negatives in a label with ids: row, query, positive, weight in millionths."""
 
+UNFILLED = -1
+"""The id of a negative that only completes its row: a text stands there, but it must not be trained on."""
+
 
 @dataclass(frozen=True)
 class RowLabels:
-    """The label of a batch, read. What the label does not carry is None.
+    """The label of a batch, taken apart. What the label does not carry is None.
 
     Args:
         weights: float of shape ``(batch,)``: how much each row counts.
         query_ids: int64 of shape ``(batch,)``.
         positive_ids: int64 corpus ids of shape ``(batch,)``.
-        negative_ids: int64 corpus ids of shape ``(batch, num_negatives)``, -1 where there is none.
+        negative_ids: int64 corpus ids of shape ``(batch, num_negatives)``; ``UNFILLED`` where the slot could not be
+            filled.
     """
 
     weights: Tensor | None = None
@@ -28,18 +32,23 @@ class RowLabels:
     negative_ids: Tensor | None = None
 
     @property
-    def column_major_ids(self) -> Tensor | None:
-        """Corpus ids of all positives, then of all first negatives, and so on; None if the label has no ids."""
-        if self.positive_ids is None or self.negative_ids is None:
+    def text_ids(self) -> Tensor | None:
+        """int64 of shape ``(batch, 2 + num_negatives)``: query, positive, negatives; None if the label has no ids."""
+        if self.query_ids is None or self.positive_ids is None or self.negative_ids is None:
             return None
-        return torch.cat([self.positive_ids, self.negative_ids.T.reshape(-1)])
+        return torch.column_stack([self.query_ids, self.positive_ids, self.negative_ids])
+
+    @property
+    def unfilled(self) -> Tensor | None:
+        """Boolean of shape ``(batch, num_negatives)``: the slots not to train on; None if the label has no ids."""
+        return None if self.negative_ids is None else self.negative_ids == UNFILLED
 
     @classmethod
     def parse(cls, labels: Tensor | None, batch_size: int, num_negatives: int) -> RowLabels:
         """Read the label of a batch.
 
         Args:
-            labels: None; or float row weights of shape ``(batch,)`` or ``(batch, 1)``; or the int64 label of
+            labels: None; float row weights of shape ``(batch,)`` or ``(batch, 1)``; or the integer label of
                 ``HardNegativeDataset.as_dataset(with_ids=True)``, of shape ``(batch, 4 + num_negatives)``: row,
                 query, positive, weight in millionths, negatives.
             batch_size: Number of rows.
@@ -63,7 +72,7 @@ class RowLabels:
 
 
 def carries_ids(labels: Tensor | None) -> bool:
-    """Tell whether a label is an integer matrix, so row ids and not weights or classes."""
+    """Tell whether a label is a matrix of ids, rather than row weights or classes."""
     return (
         labels is not None and labels.ndim == 2 and labels.shape[1] >= NUM_LEADING_IDS and not _is_real_valued(labels)
     )
@@ -82,7 +91,7 @@ def check_weights(weights: Tensor) -> None:
         raise ValueError(
             "Expected row weights to be finite numbers of at least 0. "
             f"Got {weights.min().item():g} as the smallest and {weights.max().item():g} as the largest. "
-            "Give every row a weight such as 1.0, or 0.0 for a row that must not count."
+            "Use 0.0 for a row that must not count."
         )
 
 
@@ -97,11 +106,20 @@ def _refusal(labels: Tensor, batch_size: int, num_negatives: int) -> str:
         f"({batch_size}, {width}) for {num_negatives} negative column(s). "
         f"Got {str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}. "
     )
-    if carries_ids(labels) and labels.shape[1] < width:
-        return message + (
-            "`MatryoshkaLoss` cuts labels that are as wide as the embeddings: if the model's dimension is "
-            f"{width}, mine another number of negatives, otherwise pass every negative column that the ids name."
+    if labels.ndim == 2 and labels.shape[1] > 1 and not _is_real_valued(labels):
+        hint = (
+            "The columns and the ids must come from the same `as_dataset(with_ids=True)`, with no column removed or "
+            "added."
         )
-    if not labels.is_floating_point() and labels.ndim == 1:
-        return message + "Turn them into floats if they are row weights, otherwise remove the label column."
-    return message + "Remove the label column, or use `HardNegativeDataset.as_dataset(with_ids=True)`."
+        if labels.shape[1] < width:
+            hint += (
+                f" If they do, and the model's embeddings have {width} dimensions, `MatryoshkaLoss` took the ids for "
+                f"embeddings and cut them: mine another number of negatives than {num_negatives}."
+            )
+        return message + hint
+    if not labels.is_floating_point() and labels.numel() == batch_size:
+        return message + (
+            "Convert the label column to float if it holds row weights. If it holds classes, remove it: this loss "
+            "does not use them."
+        )
+    return message + "Remove the label column, or train on `HardNegativeDataset.as_dataset(with_ids=True)`."

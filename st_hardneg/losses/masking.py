@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from st_hardneg.hardness import HardnessDefinition, check_definition, check_margin, is_easy, is_hard
-from st_hardneg.losses.labels import RowLabels
+from st_hardneg.losses.labels import UNFILLED, RowLabels
 from st_hardneg.pairs import KnownPositives
+
+
+class SupportsKnownPositives(Protocol):
+    """What a loss needs of a ``HardNegativeDataset``."""
+
+    @property
+    def known_positives(self) -> KnownPositives:
+        """The right answers to every query."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Negatives that a loss leaves out, by reason; a negative has one reason at most.
+    """Negatives that a loss leaves out, by reason; each has one reason at most.
 
     Args:
-        known_positive: Boolean tensor: a right answer by its id.
+        unfilled: Boolean tensor: the text only completes its row.
+        known_positive: Boolean tensor of the same shape: a right answer by its id.
         near_positive: Boolean tensor of the same shape: nearly the same text as the positive.
         hard: Boolean tensor of the same shape: scores at least as high as the positive, so probably a right answer.
         easy: Boolean tensor of the same shape: beyond the margin.
     """
 
+    unfilled: Tensor
     known_positive: Tensor
     near_positive: Tensor
     hard: Tensor
@@ -31,7 +43,7 @@ class LeftOut:
     @property
     def union(self) -> Tensor:
         """All that is left out, for whatever reason."""
-        return self.known_positive | self.near_positive | self.hard | self.easy
+        return self.unfilled | self.known_positive | self.near_positive | self.hard | self.easy
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class NegativeFilter:
         mask_hard: Leave out the hard ones.
         margin: Leave out the easy ones beyond this margin; None keeps them.
         definition: The definition of the outer edge, see :mod:`st_hardneg.hardness`.
-        margin_name: What the loss calls its margin, for the error.
+        margin_name: The name of the loss's parameter for the margin, for the error.
 
     Raises:
         ValueError: If the margin is negative or not a number, or the definition is unknown.
@@ -54,7 +66,7 @@ class NegativeFilter:
     margin_name: str = "margin"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check the parameters."""
         check_definition(self.definition)
         if self.margin is not None:
             check_margin(self.margin, self.margin_name)
@@ -63,6 +75,7 @@ class NegativeFilter:
         self,
         positive_scores: Tensor,
         negative_scores: Tensor,
+        unfilled: Tensor | None = None,
         known_positive: Tensor | None = None,
         near_positive: Tensor | None = None,
         judged: Tensor | None = None,
@@ -73,9 +86,11 @@ class NegativeFilter:
         Args:
             positive_scores: Scores that broadcast with ``negative_scores``.
             negative_scores: Scores of any shape.
+            unfilled: Boolean tensor of that shape: texts that only complete their row. They have no other reason.
             known_positive: Boolean tensor of that shape: negatives that are left out whatever they score.
             near_positive: Boolean tensor of that shape: negatives that are too similar to the positive.
-            judged: Boolean tensor of that shape: negatives of which any score is looked at. None means all.
+            judged: Boolean tensor of that shape: the negatives that may be left out because of a score. None means
+                all.
             tolerance: A negative this close below the positive, relative to a score of 1, still ties with it.
 
         Returns:
@@ -88,24 +103,25 @@ class NegativeFilter:
             hard = is_hard(positive_scores - slack, negative_scores)
         if self.margin is not None:
             easy = is_easy(positive_scores, negative_scores, self.margin, self.definition)
-        known = nothing if known_positive is None else known_positive
+        missing = nothing if unfilled is None else unfilled
+        known = nothing if known_positive is None else known_positive & ~missing
         near = nothing if near_positive is None else near_positive
-        may_judge = ~known if judged is None else judged & ~known
+        may_judge = ~(missing | known) if judged is None else judged & ~(missing | known)
         near = near & may_judge
-        return LeftOut(known, near, hard & may_judge & ~near, easy & may_judge & ~near)
+        return LeftOut(missing, known, near, hard & may_judge & ~near, easy & may_judge & ~near)
 
 
 def rounding_tolerance(dtype: torch.dtype) -> float:
-    """Return how far the scores of two equal texts may lie apart in a matrix product.
+    """Return how far apart the scores of two equal texts may be in a matrix product.
 
-    The same text embedded in another column is padded differently, and its score then differs in the last bits. Half
-    precision rounds such differences away by itself.
+    The same text is padded differently in another column, which changes the last bits of its score. Half precision
+    rounds such differences away.
     """
     return 16 * torch.finfo(dtype).eps if dtype in (torch.float32, torch.float64) else 0.0
 
 
 def known_positives_among_own_negatives(known_positives: KnownPositives | None, labels: RowLabels) -> Tensor | None:
-    """Mark the mined negatives that are right answers of their own row's query.
+    """Mark the mined negatives that are right answers to their own row's query.
 
     Args:
         known_positives: The right answers, on the labels' device.
@@ -119,11 +135,21 @@ def known_positives_among_own_negatives(known_positives: KnownPositives | None, 
     return known_positives.contains(labels.query_ids, labels.negative_ids)
 
 
-def on_device_of(known_positives: KnownPositives | None, tensor: Tensor) -> KnownPositives | None:
-    """Return the known positives on a tensor's device, copying only if they are elsewhere."""
-    if known_positives is None or known_positives.keys.device == tensor.device:
-        return known_positives
-    return known_positives.to(tensor.device)
+def losses_with_known_positives(loss: nn.Module | Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Find the losses that mask known positives by identity.
+
+    Args:
+        loss: A trainer's ``loss``: one loss, or a mapping of dataset names to losses.
+
+    Yields:
+        The dataset's name, or ``""`` if there is one loss for everything, and a loss with ``known_positives`` that are
+        not None: the loss itself, a part of it, or the one that it wraps. A loss that serves two datasets comes twice.
+    """
+    for dataset_name, outermost in loss.items() if isinstance(loss, Mapping) else [("", loss)]:
+        for module in outermost.modules():
+            # The loss with a gradient cache only passes on what the loss inside it holds.
+            if isinstance(vars(module).get("known_positives"), KnownPositives):
+                yield dataset_name, module
 
 
 def check_known_positives(known_positives: object) -> None:
@@ -139,20 +165,76 @@ def check_known_positives(known_positives: object) -> None:
         )
 
 
-def check_ids_present(known_positives: KnownPositives | None, labels: RowLabels) -> None:
-    """Raise if the known positives of a training batch cannot be looked up.
+def recommended_settings(hard_negatives: object, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a ranking loss for the recommended recipe.
 
-    Evaluation data are frozen and carry no ids; there, nothing is masked by identity.
+    Args:
+        hard_negatives: What the loss will train on, a ``HardNegativeDataset``.
+        changes: Parameters that differ from the recommended ones.
+
+    Raises:
+        TypeError: If ``hard_negatives`` has no known positives.
+    """
+    known_positives = getattr(hard_negatives, "known_positives", None)
+    if not isinstance(known_positives, KnownPositives):
+        raise TypeError(
+            f"Expected `hard_negatives` to be the HardNegativeDataset that the loss will train on. "
+            f"Got {type(hard_negatives).__name__}. Pass the object on which you call "
+            "`as_dataset(with_ids=True)`, and build one loss for each such dataset."
+        )
+    return {"known_positives": known_positives, "mask_hard": False, **changes}
+
+
+def ready_for(known_positives: KnownPositives | None, labels: RowLabels, device: torch.device) -> KnownPositives | None:
+    """Return the known positives on the device of a batch, after checking that its ids can be looked up in them.
 
     Args:
         known_positives: The right answers that the loss was given.
         labels: The batch's label.
+        device: Where the batch is.
 
     Raises:
-        ValueError: If gradients are being computed and the label carries no ids.
+        ValueError: If gradients are being computed and the label has no ids, or if the ids are those of another
+            dataset.
     """
-    if known_positives is not None and labels.query_ids is None and torch.is_grad_enabled():
+    if known_positives is None:
+        return None
+    if labels.query_ids is None and torch.is_grad_enabled():
         raise ValueError(
             "Expected a label with ids, because `known_positives` was given. Got a label without ids. "
             "Train on `HardNegativeDataset.as_dataset(with_ids=True)`, or leave `known_positives` out."
         )
+    if known_positives.keys.device != device:
+        known_positives = known_positives.to(device)
+    _check_numbering(known_positives, labels)
+    return known_positives
+
+
+def _check_numbering(known: KnownPositives, labels: RowLabels) -> None:
+    """Raise if the ids are not those of the dataset whose right answers these are.
+
+    Ids of another dataset may be too large, and its rows have positives that are not among the right answers here.
+    """
+    if labels.query_ids is None or labels.positive_ids is None or labels.negative_ids is None:
+        return
+    num_texts = len(known.identities)
+    texts = torch.column_stack([labels.positive_ids, labels.negative_ids])
+    exists = ((texts >= UNFILLED) & (texts < num_texts)).all(dim=1)
+    # Where a text does not exist, any other is looked up instead of it, to stay within bounds.
+    positives = labels.positive_ids.where(exists, labels.positive_ids.new_zeros(()))
+    fits = exists & known.contains(labels.query_ids, positives[:, None]).squeeze(1)
+    if bool(fits.all()):
+        return
+    row = int((~fits).nonzero()[0])
+    query, positive = int(labels.query_ids[row]), int(labels.positive_ids[row])
+    raise ValueError(
+        "The label holds ids of another dataset than the one whose `known_positives` this loss was given, which has "
+        f"{num_texts:,} texts: "
+        + (
+            f"its text {positive} is not a right answer to its query {query}. "
+            if bool(exists[row])
+            else f"it has no text {int(texts[row].max())}. "
+        )
+        + "Give every dataset a loss of its own, each with the `known_positives` of its dataset, as "
+        "`loss={'a': loss_a, 'b': loss_b}` with the names of the datasets. Data for evaluation need no ids."
+    )

@@ -1,4 +1,4 @@
-"""The ranking loss with in-batch negatives that leaves out what is probably right."""
+"""The ranking loss with in-batch negatives, without the candidates that are probably right answers."""
 
 from __future__ import annotations
 
@@ -19,63 +19,65 @@ from st_hardneg.losses.in_batch import Direction, Negatives, RankedBatch, Ranked
 from st_hardneg.losses.labels import RowLabels
 from st_hardneg.losses.masking import (
     NegativeFilter,
-    check_ids_present,
+    SupportsKnownPositives,
     check_known_positives,
-    on_device_of,
+    ready_for,
+    recommended_settings,
     rounding_tolerance,
 )
 from st_hardneg.pairs import KnownPositives
 
 
 class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
-    """Multiple negatives ranking loss that leaves out the candidates which are probably, or surely, right answers.
+    """Multiple negatives ranking loss that leaves out candidates which are probably, or certainly, right answers.
 
-    For each anchor the softmax of ``MultipleNegativesRankingLoss`` ranks the positive above every other candidate: the
-    anchor's own negatives and the texts of the other rows. Here some candidates get a logit of minus infinity first:
+    For each anchor, ``MultipleNegativesRankingLoss`` ranks the positive above every other candidate in a softmax: the
+    anchor's own negatives and the texts of the other rows. This loss first gives a logit of minus infinity to
 
-    * **hard** ones (``mask_hard``): they score at least as high as the positive, with the model as it is now. Among
-      them are the false negatives. Easy ones cost next to nothing in a softmax, so they stay by default;
-    * **easy** ones, beyond ``margin`` below the positive, if a margin is given;
+    * **hard** candidates (``mask_hard``), which score at least as high as the positive with the model as it is now.
+      False negatives are among them. Easy ones cost next to nothing in a softmax, so they stay by default;
+    * **easy** candidates, which score lower than the positive by more than ``margin``, if a margin is given;
     * near-copies of the positive (``max_positive_similarity``), if a limit is given;
-    * **known positives** of the anchor, and texts equal to one, if ``known_positives`` is given: by id, exactly.
+    * **known positives** of the anchor, and texts equal to one, if ``known_positives`` is given. These are recognised
+      by id, so exactly;
+    * slots that could not be filled, whose id in the label is -1.
 
-    What is hard and easy is defined in :mod:`st_hardneg.hardness`. The masks are computed anew in each call, from the
-    scores of that call and without gradients. A candidate is never removed, so shapes stay as they are; the positive
-    of the row is never masked; a row whose negatives are all masked has a loss and a gradient of zero.
+    :mod:`st_hardneg.hardness` defines hard and easy. The masks are computed in each call, from the scores of that call
+    and without gradients. A candidate is masked, not removed, so shapes do not change. The positive of the row is
+    never masked. A row whose negatives are all masked has a loss and a gradient of zero.
 
-    With ``directions`` beyond the first, the same masks apply there: every score is held against the row's
-    anchor-positive score, as GISTEmbed holds its guide's, and an anchor or document of another row is masked by
-    identity if one of the two rows' positives is a right answer for the other's query. When nothing is masked, the
-    value and gradient are those of ``MultipleNegativesRankingLoss``.
+    In ``directions`` beyond the first, the masks are the same: every score is compared with the score of the row's
+    anchor and positive, as ``GISTEmbedLoss`` compares its guide's, and an anchor or document of another row is masked
+    by identity if the positive of one of the two rows is a right answer to the query of the other. When nothing is
+    masked, value and gradient are those of ``MultipleNegativesRankingLoss``.
 
     Args:
         model: The model to train.
         scale: Factor on the similarities before the softmax, the inverse of a temperature.
         similarity_fct: Similarity of every vector of one matrix to every vector of another. ``margin`` is in its unit.
-        gather_across_devices: Rank against the candidates of all devices. Ids in the label are gathered too.
+        gather_across_devices: Rank against the candidates of all devices. The ids in the label are gathered, too.
         directions: Which similarities compete: ``"query_to_doc"`` and any of ``"query_to_query"``,
             ``"doc_to_query"`` and ``"doc_to_doc"``.
-        partition_mode: One softmax over all directions (``"joint"``) or the mean of one per direction. A joint
-            softmax with ``"doc_to_query"`` counts the positive pair twice, as it does in Sentence Transformers, so
-            there a row whose negatives are all masked has a constant loss of log 2 and a gradient of zero.
+        partition_mode: One softmax over all directions (``"joint"``) or the mean of one per direction
+            (``"per_direction"``). As in Sentence Transformers, a joint softmax with ``"doc_to_query"`` counts the
+            positive pair twice, so a row whose negatives are all masked has a constant loss of log 2 there.
         hardness_mode: Which negatives get a hardness penalty on their logit, see ``MultipleNegativesRankingLoss``.
         hardness_strength: The strength of that penalty. A masked candidate stays masked.
         mask_hard: Leave out negatives that score at least as high as the positive. A tie counts, up to rounding.
         margin: Leave out negatives that score lower than the positive by more than this. None keeps them.
-        max_positive_similarity: Leave out negatives that are more similar than this to the row's positive: copies and
-            near-copies of a right answer, as ``MiningConfig`` does under the same name. None keeps them.
-        mask_mode: Which negatives the three parameters above look at, in the words of ``hardness_mode``:
-            ``"all_negatives"``; ``"hard_negatives"``, those in the row's own columns; ``"in_batch_negatives"``, those
-            of other rows. All of them by default, because a text that outranks the positive is as suspect in a
-            column as in the batch. Take ``"in_batch_negatives"`` if the columns were verified, by a cross encoder or
-            by people: then a negative that outranks the positive is the one to learn from.
+        max_positive_similarity: Leave out negatives that are more similar than this to the row's positive, because
+            they are copies or near-copies of a right answer. None keeps them.
+        mask_mode: Which negatives the three parameters above apply to: ``"all_negatives"``; ``"hard_negatives"``, those
+            in the row's own columns; or ``"in_batch_negatives"``, those of other rows. The names are those of
+            ``hardness_mode``. Use ``"in_batch_negatives"`` if a cross encoder or a person has verified the columns: a
+            verified negative that outranks the positive is the one to learn from.
         definition: Which outer edge ``margin`` means, see :mod:`st_hardneg.hardness`. ``"facenet"`` needs cosines.
-        known_positives: The right answers of every query, ``hard_negatives.known_positives``. Needs a label with
-            ids while training. Without it nothing is masked by id, whatever the label.
+        known_positives: The right answers to every query, ``hard_negatives.known_positives``. Needs a label with
+            ids while training. Without it, -1 is the only id that matters.
 
     Raises:
-        ValueError: If a parameter is out of its range; when called, if there are fewer than two columns or the label
-            is none of the kinds below.
+        ValueError: If a parameter is out of its range; when called, if there are fewer than two columns, or if the
+            label is none of the kinds below or has the ids of another dataset than ``known_positives``.
 
     Requirements:
         1. (anchor, positive) pairs, or (anchor, positive, negative_1, …, negative_n) tuples
@@ -92,21 +94,22 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         |                                                  | relevance of 0.7                                     |
         +--------------------------------------------------+------------------------------------------------------+
         | either                                           | int64, (batch, 4 + n): row, query, positive, weight  |
-        |                                                  | in millionths, negatives                             |
+        |                                                  | in millionths, negatives (-1: leave out)             |
         +--------------------------------------------------+------------------------------------------------------+
 
-        Row weights multiply the row's loss, and the mean is still over all rows: a row of weight 0.7 counts 0.7, on
-        every device and in every accumulation step. All weights 0 give a loss of 0.
+        A row's weight multiplies its loss, and the mean is still over all rows: a row of weight 0.7 counts 0.7 on
+        every device and in every accumulation step. If all weights are 0, so is the loss.
 
     Recommendations:
-        - ``HardNegativeDataset.as_dataset(with_ids=True)`` with ``known_positives`` makes the batch sampler that
-          avoids duplicates unnecessary, and also catches the other answers of a query.
-        - The dimension of the model must not be ``4 + n`` under ``MatryoshkaLoss``, which cuts labels of that width.
-          The loss then says so.
-        - In a corpus with near-duplicates set ``max_positive_similarity`` to 0.7 to 0.9. A near-copy of the positive
-          scores just below it as often as above, and ``mask_hard`` sees only the latter.
-        - Train a model that ranks well enough for its scores to be believed; one that knows nothing yet puts many
-          candidates above the positive, and what is masked teaches nothing. ``diagnostics`` tells the share.
+        - Start from :meth:`recommended`.
+        - With ``known_positives`` you need no batch sampler that avoids duplicates, and the other right answers of a
+          query are masked as well.
+        - Under ``MatryoshkaLoss`` mine another number of negatives than the model's dimension minus 4, because it cuts
+          labels that are as wide as the embeddings.
+        - If the corpus has many near-duplicates, set ``max_positive_similarity`` to 0.7 to 0.9. A near-copy of the
+          positive scores just below it as often as above, and ``mask_hard`` catches only those above.
+        - Use ``mask_hard`` with a model that already ranks well. An untrained one puts many candidates above the
+          positive, and all of them are masked. ``diagnostics`` has the share.
 
     Relations:
         - ``MultipleNegativesRankingLoss`` is this loss with ``mask_hard=False``.
@@ -120,13 +123,12 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     Example:
         ::
 
-            hard_negatives = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=4))
+            hard_negatives = HardNegativeDataset(pairs)
             hard_negatives.mine(model)
-            loss = SemiHardMultipleNegativesRankingLoss(model, known_positives=hard_negatives.known_positives)
             trainer = SentenceTransformerTrainer(
                 model=model,
                 train_dataset=hard_negatives.as_dataset(with_ids=True),
-                loss=loss,
+                loss=SemiHardMultipleNegativesRankingLoss.recommended(model, hard_negatives),
             )
             trainer.train()
     """
@@ -159,50 +161,60 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             hardness_mode=hardness_mode,
             hardness_strength=hardness_strength,
         )
-        if mask_mode not in get_args(Negatives):
-            raise ValueError(
-                f"Expected `mask_mode` to be one of {list(get_args(Negatives))}. Got {mask_mode!r}. "
-                "Use 'all_negatives' unless only some of the negatives are to be trusted."
-            )
-        if definition == "facenet" and similarity_fct is not cos_sim:
-            raise ValueError(
-                "Expected `similarity_fct=cos_sim`, because `definition='facenet'` measures squared L2 distances of "
-                f"unit vectors. Got {similarity_fct!r}. Use `definition='half-open'`, which takes any similarity."
-            )
+        _check_masks(mask_mode, max_positive_similarity, definition, similarity_fct)
         NegativeFilter(mask_hard, margin, definition)
-        if max_positive_similarity is not None and not math.isfinite(max_positive_similarity):
-            raise ValueError(
-                f"Expected `max_positive_similarity` to be a finite number. Got {max_positive_similarity!r}. "
-                "Pass a similarity such as 0.9, or None to keep near-copies of the positive."
-            )
+        check_known_positives(known_positives)
         self.mask_hard = mask_hard
         self.margin = margin
         self.max_positive_similarity = max_positive_similarity
         self.mask_mode = mask_mode
         self.definition: HardnessDefinition = definition
-        check_known_positives(known_positives)
         self.known_positives = known_positives
         self.diagnostics = MaskingDiagnostics()
+
+    @classmethod
+    def recommended(
+        cls, model: SentenceTransformer, hard_negatives: SupportsKnownPositives, **changes: Any
+    ) -> SemiHardMultipleNegativesRankingLoss:
+        """Build the loss of the recommended recipe, which leaves out known right answers and nothing else.
+
+        No score decides what is left out: what the recipe mined has already passed its margins, and a hard negative is
+        then worth training on.
+
+        Args:
+            model: The model to train.
+            hard_negatives: The ``HardNegativeDataset`` to train on, through ``as_dataset(with_ids=True)``.
+            **changes: Parameters of this loss that differ from the recipe.
+
+        Raises:
+            TypeError: If ``hard_negatives`` is not a ``HardNegativeDataset``.
+
+        Example:
+            ::
+
+                loss = SemiHardMultipleNegativesRankingLoss.recommended(model, hard_negatives, scale=50.0)
+        """
+        return cls(model, **recommended_settings(hard_negatives, changes))
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Compute the loss of embedded columns.
 
         Args:
             embeddings: Anchors, positives and negatives, each of shape ``(batch, dim)``.
-            labels: One of the kinds in the class's text.
+            labels: A label of one of the kinds listed for this class.
 
         Returns:
             The loss, a scalar.
 
         Raises:
-            ValueError: If there are fewer than two columns or the label is of another kind.
+            ValueError: If there are fewer than two columns or the label does not suit.
         """
         batch, weights = self.rank_batch(embeddings, labels)
         losses = self.row_losses(batch, 0, len(embeddings[0]))
         return losses.mean() if weights is None else (losses * weights.to(losses.dtype)).mean()
 
     def rank_batch(self, columns: list[Tensor], labels: Tensor | None) -> tuple[RankedBatch, Tensor | None]:
-        """Put together what is ranked, from all devices if so configured.
+        """Collect what is ranked, from all devices with ``gather_across_devices``.
 
         Args:
             columns: Embeddings of this device: anchors, positives and negatives, each of shape ``(batch, dim)``.
@@ -212,29 +224,18 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
             The batch to rank, and the weights of this device's rows, of shape ``(batch,)`` or None.
 
         Raises:
-            ValueError: If there are fewer than two columns or the label is of another kind.
+            ValueError: If there are fewer than two columns or the label does not suit.
         """
         if len(columns) < 2:
             raise ValueError(
                 f"Expected at least 2 columns, anchor and positive. Got {len(columns)}. "
                 "Pass (anchor, positive, negative_1, …, negative_n) columns in this order."
             )
-        batch_size, num_negatives = len(columns[0]), len(columns) - 2
-        own_labels = world_labels = RowLabels.parse(labels, batch_size, num_negatives)
-        check_ids_present(self.known_positives, own_labels)
-        offset = 0
+        read = RowLabels.parse(labels, len(columns[0]), len(columns) - 2)
+        self.known_positives = ready_for(self.known_positives, read, columns[0].device)
         if self.gather_across_devices:
-            offset = get_rank() * batch_size
-            columns = [all_gather_with_grad(column) for column in columns]
-            if self.known_positives is not None and labels is not None and own_labels.query_ids is not None:
-                world_labels = RowLabels.parse(all_gather(labels), len(columns[0]), num_negatives)
-        queries, *documents = columns
-        if self.known_positives is None:
-            return RankedBatch(queries, torch.cat(documents), offset), own_labels.weights
-        return (
-            RankedBatch(queries, torch.cat(documents), offset, world_labels.query_ids, world_labels.column_major_ids),
-            own_labels.weights,
-        )
+            return RankedBatch.gathered(columns, read.text_ids, self.known_positives), read.weights
+        return RankedBatch.from_columns(columns, read.text_ids), read.weights
 
     def row_losses(self, batch: RankedBatch, begin: int, end: int) -> Tensor:
         """Compute the loss of some rows of this device against all candidates.
@@ -250,7 +251,6 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         rows = RankedRows(batch, begin, end)
         similarities = self._similarities(batch, rows.own)
         positive_scores = similarities["query_to_doc"].detach()[rows.rows, rows.own].unsqueeze(1)
-        self.known_positives = on_device_of(self.known_positives, batch.queries)
         known = {} if self.known_positives is None else rows.right_answers(self.known_positives, self.directions)
         near = self._near_positives(batch, rows.own)
         logits: dict[Direction, Tensor] = {}
@@ -295,13 +295,16 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         known_positive: Tensor | None,
         near_documents: Tensor | None,
     ) -> Tensor | None:
-        # Two directions hold the pair of anchor and positive, which must stay; in the others the row itself must go.
+        # In two directions the row itself is the pair of anchor and positive, which stays. In the others it goes.
         itself = None if direction in ("query_to_doc", "doc_to_query") else rows.itself(direction)
-        if not self.mask_hard and self.margin is None and known_positive is None and near_documents is None:
+        unfilled = rows.unfilled(direction)
+        by_score = self.mask_hard or self.margin is not None or near_documents is not None
+        if not by_score and known_positive is None and unfilled is None:
             return itself
         left_out = NegativeFilter(self.mask_hard, self.margin, self.definition).leave_out(
             positive_scores,
             scores,
+            unfilled=unfilled,
             known_positive=known_positive,
             near_positive=None if near_documents is None else rows.as_candidates(near_documents, direction),
             judged=rows.negatives(direction, self.mask_mode),
@@ -326,3 +329,23 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     def citation(self) -> str:
         """The papers of the loss and of semi-hard negatives, for the model card."""
         return str(super().citation) + FACENET
+
+
+def _check_masks(
+    mask_mode: str,
+    max_positive_similarity: float | None,
+    definition: HardnessDefinition,
+    similarity_fct: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    if mask_mode not in get_args(Negatives):
+        raise ValueError(f"Expected `mask_mode` to be one of {list(get_args(Negatives))}. Got {mask_mode!r}.")
+    if definition == "facenet" and similarity_fct is not cos_sim:
+        raise ValueError(
+            "`definition='facenet'` measures squared L2 distances of unit vectors, so it needs "
+            f"`similarity_fct=cos_sim`. Got {similarity_fct!r}. Use `definition='half-open'`, which takes any similarity."
+        )
+    if max_positive_similarity is not None and not math.isfinite(max_positive_similarity):
+        raise ValueError(
+            "Expected `max_positive_similarity` to be a finite number, or None to keep near-copies of the positive. "
+            f"Got {max_positive_similarity!r}."
+        )

@@ -18,10 +18,9 @@ from st_hardneg.losses.distances import check_covered, to_negatives, to_scores
 from st_hardneg.losses.labels import RowLabels
 from st_hardneg.losses.masking import (
     NegativeFilter,
-    check_ids_present,
     check_known_positives,
     known_positives_among_own_negatives,
-    on_device_of,
+    ready_for,
 )
 from st_hardneg.pairs import KnownPositives
 
@@ -33,27 +32,28 @@ class SemiHardTripletLoss(TripletLoss):
 
     Each negative makes a triplet with its row's anchor and positive, and costs
     ``max(d(anchor, positive) - d(anchor, negative) + triplet_margin, 0)``. Only some triplets take part, and the loss
-    is the mean over those: by default the semi-hard ones, ``0 < d(a, n) - d(a, p) <= triplet_margin``. A negative that
-    is as close as the positive is hard, and probably a right answer; one that is further away by more than the
-    ``triplet_margin`` costs nothing and would only dilute the mean. Which triplets take part is decided in each call,
-    on the distance that the loss itself uses. If none does, the loss is zero and so is its gradient.
+    is the mean over those: by default the semi-hard ones, ``0 < d(a, n) - d(a, p) <= triplet_margin``. A negative as
+    close as the positive is hard, and probably a right answer. One that is further away by more than the
+    ``triplet_margin`` costs nothing and would only dilute the mean. The selection is made in each call, on the distance
+    that the loss itself uses. If no triplet takes part, the loss and its gradient are zero.
 
     Args:
         model: The model to train.
         distance_metric: Distance of the vectors of two matrices, row by row, such as a ``TripletDistanceMetric``.
-        triplet_margin: How much further away than the positive the loss wants the negative.
+        triplet_margin: How much further away than the positive the negative should be.
         mask_hard: Leave out triplets whose negative is as close as the positive or closer.
         margin: Outer edge of the semi-hard band, in units of the distance: triplets whose negative is further away
-            than the positive by more than this are left out. ``"triplet_margin"`` takes that value, as the FaceNet
+            than the positive by more than this are left out. ``"triplet_margin"`` uses that value, as the FaceNet
             paper does. None keeps all.
         definition: Which outer edge ``margin`` means, see :mod:`st_hardneg.hardness`. ``"facenet"`` measures in
-            squared L2 distances, so it covers the cosine and the Euclidean metric.
-        known_positives: The right answers of every query, ``hard_negatives.known_positives``. Negatives that are one
+            squared L2 distances, so it works with the cosine and the Euclidean metric only.
+        known_positives: The right answers to every query, ``hard_negatives.known_positives``. Negatives among them
             are left out. Needs a label with ids while training.
 
     Raises:
-        ValueError: If a parameter is out of its range or ``definition`` does not cover the metric; when called, if
-            there are fewer than three columns or the label is none of the kinds below.
+        ValueError: If a parameter is out of its range, or if ``definition`` does not work with the metric; when
+            called, if there are fewer than three columns, or if the label is none of the kinds below or has the ids
+            of another dataset than ``known_positives``.
 
     Requirements:
         1. (anchor, positive, negative_1, …, negative_n) tuples with at least one negative
@@ -68,18 +68,18 @@ class SemiHardTripletLoss(TripletLoss):
         |                                                  | relevance of 0.7                                     |
         +--------------------------------------------------+------------------------------------------------------+
         | (anchor, positive, negative_1, …, negative_n)    | int64, (batch, 4 + n): row, query, positive, weight  |
-        |                                                  | in millionths, negatives                             |
+        |                                                  | in millionths, negatives (-1: leave out)             |
         +--------------------------------------------------+------------------------------------------------------+
 
-        A row's weight multiplies its triplets' losses; the mean is over the number of triplets that take part.
+        A row's weight multiplies the losses of its triplets; the mean is over the number of triplets that take part.
 
     Recommendations:
         - Sentence Transformers' defaults, a Euclidean distance and a ``triplet_margin`` of 5, suit long vectors. For
-          vectors of length 1 take ``TripletDistanceMetric.COSINE`` and a ``triplet_margin`` around 0.1 to 0.3.
+          vectors of length 1 use ``TripletDistanceMetric.COSINE`` and a ``triplet_margin`` of 0.1 to 0.3.
 
     Relations:
         - ``TripletLoss`` is this loss with ``mask_hard=False, margin=None`` and one negative.
-        - ``BatchSemiHardTripletLoss`` looks for semi-hard triplets within a batch of single texts with class labels.
+        - ``BatchSemiHardTripletLoss`` looks for semi-hard triplets in a batch of single texts with class labels.
         - :class:`SemiHardMultipleNegativesRankingLoss` also uses the texts of the other rows.
 
     References:
@@ -92,7 +92,7 @@ class SemiHardTripletLoss(TripletLoss):
                 model, distance_metric=TripletDistanceMetric.COSINE, triplet_margin=0.2
             )
             trainer = SentenceTransformerTrainer(
-                model=model, train_dataset=hard_negatives.as_dataset(), loss=loss
+                model=model, train_dataset=hard_negatives.as_dataset(with_ids=True), loss=loss
             )
             trainer.train()
     """
@@ -111,8 +111,7 @@ class SemiHardTripletLoss(TripletLoss):
         super().__init__(model, distance_metric=distance_metric, triplet_margin=triplet_margin)
         if isinstance(margin, str) and margin != "triplet_margin":
             raise ValueError(
-                f"Expected `margin` to be a number of at least 0, 'triplet_margin' or None. Got {margin!r}. "
-                "Leave it out to end the semi-hard band at `triplet_margin`."
+                f"Expected `margin` to be a number of at least 0, 'triplet_margin' or None. Got {margin!r}."
             )
         self.mask_hard = mask_hard
         self.margin: OuterEdge = margin
@@ -128,13 +127,13 @@ class SemiHardTripletLoss(TripletLoss):
 
         Args:
             embeddings: Anchors, positives and negatives, each of shape ``(batch, dim)``.
-            labels: One of the kinds in the class's text.
+            labels: A label of one of the kinds listed for this class.
 
         Returns:
             The loss, a scalar.
 
         Raises:
-            ValueError: If there are fewer than three columns or the label is of another kind.
+            ValueError: If there are fewer than three columns or the label does not suit.
         """
         if len(embeddings) < 3:
             raise ValueError(
@@ -143,21 +142,21 @@ class SemiHardTripletLoss(TripletLoss):
             )
         anchors, positives, *negatives = embeddings
         read = RowLabels.parse(labels, len(anchors), len(negatives))
-        check_ids_present(self.known_positives, read)
-        self.known_positives = on_device_of(self.known_positives, anchors)
+        self.known_positives = ready_for(self.known_positives, read, anchors.device)
         positive_distances = self.distance_metric(anchors, positives).unsqueeze(1)
         negative_distances = to_negatives(self.distance_metric, anchors, negatives)
         left_out = NegativeFilter(self.mask_hard, self._outer_edge, self.definition).leave_out(
             to_scores(positive_distances.detach(), self.distance_metric, self.definition),
             to_scores(negative_distances.detach(), self.distance_metric, self.definition),
-            known_positives_among_own_negatives(self.known_positives, read),
+            unfilled=read.unfilled,
+            known_positive=known_positives_among_own_negatives(self.known_positives, read),
         )
         self.diagnostics.add(left_out, negative_distances.numel())
         losses = functional.relu(positive_distances - negative_distances + self.triplet_margin)
         if read.weights is not None:
             losses = losses * read.weights.to(losses.dtype).unsqueeze(1)
         keep = ~left_out.union
-        # Summed like a mean is: in half precision a sum over many triplets would overflow.
+        # In half precision the sum over many triplets would overflow.
         total = losses.masked_fill(~keep, 0.0).sum(dtype=torch.promote_types(losses.dtype, torch.float32))
         return (total / keep.sum().clamp(min=1)).to(losses.dtype)
 
