@@ -55,9 +55,7 @@ class RankedBatch:
         return cls(queries, torch.cat(documents), offset, text_ids[:, 0], text_ids[:, 1:].T.reshape(-1))
 
     @classmethod
-    def gathered(
-        cls, columns: Sequence[Tensor], text_ids: Tensor | None, known: KnownPositives | None
-    ) -> RankedBatch:
+    def gathered(cls, columns: Sequence[Tensor], text_ids: Tensor | None, known: KnownPositives | None) -> RankedBatch:
         """Put the rows of all devices together.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.model import SentenceTransformer
-from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank
+from sentence_transformers.util import cos_sim
 from torch import Tensor
 
 from st_hardneg.hardness import HardnessDefinition

@@ -135,7 +135,7 @@ EXPECTED = "Expected (anchor, positive, negative_1, …, negative_n) columns, or
 
 @pytest.mark.parametrize(
     ("num_columns", "labels", "got"),
-    [(2, None, "2 column(s) and no label"), (2, torch.ones(9, 4, dtype=torch.int64), "2 column(s) and another label")],
+    [(2, None, "2 column(s) and no label"), (2, torch.ones(9, 4, dtype=torch.int64), "2 column(s) and a label with ids")],
 )
 def test_columns_without_negatives_or_labels_are_refused(
     static_model: SentenceTransformer, num_columns: int, labels: Tensor | None, got: str
