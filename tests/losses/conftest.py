@@ -103,13 +103,14 @@ def rows() -> Dataset:
 
 @pytest.fixture
 def random_ids() -> Callable[..., tuple[Tensor, KnownPositives]]:
-    """A factory of labels with ids, and of the right answers to the queries in them."""
+    """A factory of labels with ids, some of unfilled slots, and of the right answers to the queries in them."""
 
     def draw(batch_size: int, num_negatives: int, seed: int = 0) -> tuple[Tensor, KnownPositives]:
         generator = torch.Generator().manual_seed(seed)
         num_queries, num_texts = 5, 3 * batch_size
         queries = torch.randint(0, num_queries, (batch_size,), generator=generator)
         texts = torch.randint(0, num_texts, (batch_size, 1 + num_negatives), generator=generator)
+        texts[:, 1:][torch.rand(batch_size, num_negatives, generator=generator) < 0.2] = -1
         texts[0, -1] = -1 if num_negatives else texts[0, -1]
         weights = torch.randint(0, 1_500_000, (batch_size,), generator=generator)
         right_answers = [texts[queries == query, 0].tolist() for query in range(num_queries)]

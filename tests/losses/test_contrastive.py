@@ -130,12 +130,57 @@ def test_known_positives_take_no_part(static_model: SentenceTransformer) -> None
     assert gradient[0].abs().max().item() == 0.0
 
 
+def test_unfilled_slots_take_no_part(static_model: SentenceTransformer) -> None:
+    """A negative of id -1 is left out of value and gradient, whatever it scores; the mean is over the other pairs."""
+    label = torch.tensor([[0, 0, 0, 10**6, -1, 3], [1, 1, 1, 500_000, 2, -1], [2, 2, 2, 10**6, -1, -1]])
+    for size_average, dtype in itertools.product([True, False], [torch.int64, torch.int32]):
+        loss = SemiHardContrastiveLoss(static_model, margin=3.0, size_average=size_average, mask_hard=False)
+        columns = _columns(4, batch_size=3)
+        anchors, positives, first, second = columns
+        metric = METRICS["cosine"]
+        pulled = metric(anchors, positives).square() / 2
+        pushed = [(3 - metric(anchors[r : r + 1], c[r : r + 1])).square() / 2 for r, c in ((0, second), (1, first))]
+        costs = torch.cat([pulled * torch.tensor([1, 0.5, 1]), pushed[0], pushed[1] * 0.5])
+        value = loss.compute_loss_from_embeddings(columns, label.to(dtype))
+        torch.testing.assert_close(value, costs.mean() if size_average else costs.sum())
+        gradients = torch.autograd.grad(value, [first, second])
+        assert [gradient.abs().sum(dim=1).gt(0).tolist() for gradient in gradients] == [
+            [False, True, False],
+            [True, False, False],
+        ]
+        shares = loss.diagnostics.pop()
+        assert shares.pop("masked_unfilled") == 4 / 6
+        assert set(shares.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float16, 100.0), (torch.bfloat16, 0.71)])
+def test_the_mean_is_not_rounded_on_the_way(
+    static_model: SentenceTransformer, dtype: torch.dtype, distance: float
+) -> None:
+    """In half precision the mean over many pairs is that of single precision, rounded once."""
+    anchors, positives = torch.zeros(301, 1, dtype=dtype), torch.zeros(301, 1, dtype=dtype)
+    negatives = torch.linspace(0, 0.2 * distance, 301).to(dtype)[:, None]
+    loss = SemiHardContrastiveLoss(static_model, SiameseDistanceMetric.MANHATTAN, margin=2 * distance, mask_hard=False)
+    value = loss.compute_loss_from_embeddings([anchors, positives, negatives])
+    pushed = (2 * distance - negatives.squeeze(1)).square() / 2
+    expected = (pushed.float().sum() / 602).to(dtype)
+    assert value.dtype == dtype
+    assert torch.isfinite(expected)
+    assert value.item() == expected.item()
+    # What the test is about: a sum in half precision does not give this.
+    assert (pushed.sum() / 602).item() != expected.item()
+
+
 EXPECTED = "Expected (anchor, positive, negative_1, …, negative_n) columns, or 2 columns with a 0/1 label. "
 
 
 @pytest.mark.parametrize(
     ("num_columns", "labels", "got"),
-    [(2, None, "2 column(s) and no label"), (2, torch.ones(9, 4, dtype=torch.int64), "2 column(s) and a label with ids")],
+    [
+        (2, None, "2 column(s) and no label"),
+        (1, torch.ones(9), "1 column(s) and a label"),
+        (2, torch.ones(9, 4, dtype=torch.int64), "2 column(s) and a label with ids"),
+    ],
 )
 def test_columns_without_negatives_or_labels_are_refused(
     static_model: SentenceTransformer, num_columns: int, labels: Tensor | None, got: str
@@ -143,7 +188,7 @@ def test_columns_without_negatives_or_labels_are_refused(
     """Two columns are pairs, and pairs need a label each."""
     message = f"{EXPECTED}Got {got}. Mine negatives first, or add a label column."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        SemiHardContrastiveLoss(static_model).compute_loss_from_embeddings(_columns(num_columns), labels)
+        SemiHardContrastiveLoss(static_model).compute_loss_from_embeddings(_columns(2)[:num_columns], labels)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +201,12 @@ def test_columns_without_negatives_or_labels_are_refused(
         ),
         (
             {"margin": -0.5},
-            "Expected `margin`, the distance that negatives should have, to be at least 0. Got -0.5. "
-            "Pass a distance such as 0.5.",
+            "Expected `margin`, the distance that negatives should have, to be at least 0. Got -0.5.",
         ),
         (
             {"definition": "facenet", "distance_metric": SiameseDistanceMetric.MANHATTAN},
-            "Expected a cosine or Euclidean `distance_metric`, because `definition='facenet'` measures squared L2 "
-            f"distances. Got {SiameseDistanceMetric.MANHATTAN!r}. Use `definition='half-open'`, which takes any "
+            "`definition='facenet'` measures squared L2 distances, so it needs a cosine or Euclidean "
+            f"`distance_metric`. Got {SiameseDistanceMetric.MANHATTAN!r}. Use `definition='half-open'`, which takes any "
             "distance.",
         ),
     ],

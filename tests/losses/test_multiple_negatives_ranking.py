@@ -120,6 +120,9 @@ def _loop(columns: list[Tensor], loss: Any, label: Tensor | None, known: KnownPo
         text = label[of, [2, *range(4, label.shape[1])][column]]
         return bool(known.is_positive(label[row : row + 1, 1], text[None])[0, 0])
 
+    def is_unfilled(column: int, of: int) -> bool:
+        return label is not None and column > 0 and label[of, 3 + column].item() == -1
+
     def stays(direction: str, row: int, column: int, other: int) -> bool:
         positive = scores["query_to_doc"][row][row]
         score = scores[direction][row][column * batch_size + other]
@@ -128,6 +131,8 @@ def _loop(columns: list[Tensor], loss: Any, label: Tensor | None, known: KnownPo
             return False
         if own and column == 0:
             return True
+        if is_unfilled(column, other):
+            return False
         if {
             "query_to_doc": right(row, column, other),
             "query_to_query": right(row, 0, other) or right(other, 0, row),
@@ -327,10 +332,11 @@ def test_known_positives_are_masked_whatever_they_score(static_model: SentenceTr
     value = loss.compute_loss_from_embeddings(columns, label).item()
     scores = 20 * cos_sim(columns[0], torch.cat(columns[1:]))
     # Documents are 0, 1, 2, then 4, 3, none. Rows 0 and 1 ask the same, and text 3 equals text 0.
-    keep = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    keep = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]], dtype=torch.bool)
     expected = scores.masked_fill(~keep, -math.inf).logsumexp(dim=1) - scores.diagonal()
     assert value == pytest.approx(expected.mean().item(), rel=1e-9)
-    assert loss.diagnostics.pop()["masked_known_positive"] == pytest.approx(4 / 15)
+    shares = loss.diagnostics.pop()
+    assert (shares["masked_known_positive"], shares["masked_unfilled"]) == pytest.approx((4 / 15, 3 / 15))
 
 
 def test_near_copies_of_the_positive_are_masked(static_model: SentenceTransformer) -> None:
@@ -342,6 +348,7 @@ def test_near_copies_of_the_positive_are_masked(static_model: SentenceTransforme
     loss.compute_loss_from_embeddings([anchors, positives, negatives])
     # Both negatives are near-copies of the first positive, and of the first only.
     assert loss.diagnostics.pop() == {
+        "masked_unfilled": 0.0,
         "masked_known_positive": 0.0,
         "masked_near_positive": pytest.approx(2 / 6),
         "masked_hard": 0.0,
@@ -364,7 +371,7 @@ EXPECTED_LABEL = (
     "Expected no label, float row weights of shape (7,), or int64 ids of shape (7, 5) for 1 negative column(s). "
 )
 EXPECTED_WEIGHTS = "Expected row weights to be finite numbers of at least 0. "
-GIVE_WEIGHTS = "Give every row a weight such as 1.0, or 0.0 for a row that must not count."
+GIVE_WEIGHTS = "Use 0.0 for a row that must not count."
 
 
 @pytest.mark.parametrize(
@@ -373,18 +380,30 @@ GIVE_WEIGHTS = "Give every row a weight such as 1.0, or 0.0 for a row that must 
         (
             torch.ones(7, dtype=torch.int64),
             EXPECTED_LABEL + "Got int64 of shape (7,). "
-            "Turn them into floats if they are row weights, otherwise remove the label column.",
+            "Convert the label column to float if it holds row weights. If it holds classes, remove it: this loss does "
+            "not use them.",
         ),
         (
             torch.ones(7, 5),
             EXPECTED_LABEL + "Got float32 of shape (7, 5). "
-            "Remove the label column, or use `HardNegativeDataset.as_dataset(with_ids=True)`.",
+            "Remove the label column, or train on `HardNegativeDataset.as_dataset(with_ids=True)`.",
         ),
         (
             torch.ones(7, 4, dtype=torch.int64),
-            EXPECTED_LABEL + "Got int64 of shape (7, 4). `MatryoshkaLoss` cuts labels that are as wide as the "
-            "embeddings: if the model's dimension is 5, mine another number of negatives, otherwise pass every "
-            "negative column that the ids name.",
+            EXPECTED_LABEL + "Got int64 of shape (7, 4). The columns and the ids must come from the same "
+            "`as_dataset(with_ids=True)`, with no column removed or added. If they do, and the model's embeddings have "
+            "5 dimensions, `MatryoshkaLoss` took the ids for embeddings and cut them: mine another number of negatives "
+            "than 1.",
+        ),
+        (
+            torch.ones(7, 6, dtype=torch.int32),
+            EXPECTED_LABEL + "Got int32 of shape (7, 6). The columns and the ids must come from the same "
+            "`as_dataset(with_ids=True)`, with no column removed or added.",
+        ),
+        (
+            torch.ones(7, 5, dtype=torch.bool),
+            EXPECTED_LABEL + "Got bool of shape (7, 5). "
+            "Remove the label column, or train on `HardNegativeDataset.as_dataset(with_ids=True)`.",
         ),
         (
             torch.tensor([1.0, -0.5, 1, 1, 1, 1, 1]),
@@ -435,13 +454,12 @@ def test_missing_ids_and_columns_are_refused(static_model: SentenceTransformer) 
         ),
         (
             {"max_positive_similarity": math.nan},
-            "Expected `max_positive_similarity` to be a finite number. Got nan. "
-            "Pass a similarity such as 0.9, or None to keep near-copies of the positive.",
+            "Expected `max_positive_similarity` to be a finite number, or None to keep near-copies of the positive. "
+            "Got nan.",
         ),
         (
             {"mask_mode": "all"},
-            "Expected `mask_mode` to be one of ['all_negatives', 'hard_negatives', 'in_batch_negatives']. Got 'all'. "
-            "Use 'all_negatives' unless only some of the negatives are to be trusted.",
+            "Expected `mask_mode` to be one of ['all_negatives', 'hard_negatives', 'in_batch_negatives']. Got 'all'.",
         ),
         (
             {"definition": "pml"},
@@ -450,8 +468,8 @@ def test_missing_ids_and_columns_are_refused(static_model: SentenceTransformer) 
         ),
         (
             {"definition": "facenet", "similarity_fct": dot_score},
-            "Expected `similarity_fct=cos_sim`, because `definition='facenet'` measures squared L2 distances of unit "
-            f"vectors. Got {dot_score!r}. Use `definition='half-open'`, which takes any similarity.",
+            "`definition='facenet'` measures squared L2 distances of unit vectors, so it needs "
+            f"`similarity_fct=cos_sim`. Got {dot_score!r}. Use `definition='half-open'`, which takes any similarity.",
         ),
     ],
 )

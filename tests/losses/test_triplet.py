@@ -107,6 +107,7 @@ def test_points_on_a_circle(
     expected = sum(costs) / max(len(costs), 1)
     assert loss.compute_loss_from_embeddings(columns).item() == pytest.approx(expected, abs=1e-6)
     assert loss.diagnostics.pop() == {
+        "masked_unfilled": 0.0,
         "masked_known_positive": 0.0,
         "masked_near_positive": 0.0,
         "masked_hard": pytest.approx(2 / 6),
@@ -127,18 +128,21 @@ def test_selects_the_triplets_of_pytorch_metric_learning(
         "euclidean": distances.LpDistance(normalize_embeddings=False),
     }[metric]
     miner = miners.TripletMarginMiner(margin, "semihard", distance=theirs)
-    columns = [column.detach() for column in _columns(5, batch_size=30)]
+    columns = [column.detach() for column in _columns(5, batch_size=90)]
     anchors, positives, *negatives = columns
+    rows = torch.arange(90)[:, None]
+    label = torch.cat([rows, rows, rows, torch.full((90, 1), 10**6), (rows + torch.arange(3)) % 5 - 1], dim=1)
     costs = []
-    for row in range(30):
-        texts = torch.stack([anchors[row], positives[row], *(column[row] for column in negatives)])
-        a, p, n = miner(texts, torch.tensor([0, 0, 1, 2, 3]))
+    for row in range(90):
+        filled = [column[row] for number, column in enumerate(negatives) if label[row, 4 + number] >= 0]
+        texts = torch.stack([anchors[row], positives[row], *filled])
+        a, p, n = miner(texts, torch.tensor([0, *range(len(filled) + 1)]))
         for negative in n[(a == 0) & (p == 1)].tolist():
             gap = METRICS[metric](texts[:1], texts[1:2]) - METRICS[metric](texts[:1], texts[negative : negative + 1])
             costs.append(max(gap.item() + margin, 0.0))
     assert costs
     loss = SemiHardTripletLoss(static_model, METRICS[metric], triplet_margin=margin)
-    assert loss.compute_loss_from_embeddings(columns).item() == pytest.approx(sum(costs) / len(costs), rel=1e-6)
+    assert loss.compute_loss_from_embeddings(columns, label).item() == pytest.approx(sum(costs) / len(costs), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -165,8 +169,61 @@ def test_known_positives_take_no_part(static_model: SentenceTransformer) -> None
     loss = SemiHardTripletLoss(static_model, TripletDistanceMetric.COSINE, 0.5, known_positives=known)
     loss.compute_loss_from_embeddings([column.requires_grad_() for column in columns], label)
     shares = loss.diagnostics.pop()
-    assert shares.pop("masked_known_positive") == 0.25
+    assert (shares.pop("masked_known_positive"), shares.pop("masked_unfilled")) == (0.25, 0.25)
     assert set(shares.values()) == {0.0}
+
+
+def test_unfilled_slots_take_no_part(static_model: SentenceTransformer) -> None:
+    """A negative of id -1 is left out, whatever it scores; the mean is over the other triplets."""
+    label = torch.tensor([[0, 0, 0, 10**6, -1, 3], [1, 1, 1, 500_000, 2, -1], [2, 2, 2, 10**6, -1, -1]])
+    columns = _columns(4, batch_size=3)
+    anchors, positives, first, second = columns
+    metric = TripletDistanceMetric.COSINE
+    for dtype in (torch.int64, torch.int32):
+        loss = SemiHardTripletLoss(static_model, metric, triplet_margin=2.0, mask_hard=False, margin=None)
+        value = loss.compute_loss_from_embeddings(columns, label.to(dtype))
+        costs = (
+            metric(anchors, positives)[:2] + 2 - torch.stack([metric(anchors, second)[0], metric(anchors, first)[1]])
+        )
+        torch.testing.assert_close(value, (costs * torch.tensor([1, 0.5])).mean())
+        gradients = torch.autograd.grad(value, [first, second])
+        assert [gradient.abs().sum(dim=1).gt(0).tolist() for gradient in gradients] == [
+            [False, True, False],
+            [True, False, False],
+        ]
+        shares = loss.diagnostics.pop()
+        assert shares.pop("masked_unfilled") == 4 / 6
+        assert set(shares.values()) == {0.0}
+
+
+def test_nothing_filled_is_a_loss_and_gradient_of_zero(static_model: SentenceTransformer) -> None:
+    """Where no slot is filled, the loss is zero, and every column has a gradient of zero."""
+    columns = _columns(3, batch_size=2)
+    label = torch.tensor([[0, 0, 0, 10**6, -1], [1, 1, 1, 10**6, -1]])
+    loss = SemiHardTripletLoss(static_model, mask_hard=False, margin=None)
+    value = loss.compute_loss_from_embeddings(columns, label)
+    assert value.item() == 0.0
+    assert all(gradient.abs().max().item() == 0.0 for gradient in torch.autograd.grad(value, columns))
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float16, 400.0), (torch.bfloat16, 0.75)])
+def test_the_mean_is_not_rounded_on_the_way(
+    static_model: SentenceTransformer, dtype: torch.dtype, distance: float
+) -> None:
+    """In half precision the mean over many triplets is that of single precision, rounded once."""
+    anchors, positives = torch.zeros(301, 1, dtype=dtype), torch.full((301, 1), distance, dtype=dtype)
+    negatives = torch.linspace(0, 0.2 * distance, 301).to(dtype)[:, None]
+    loss = SemiHardTripletLoss(
+        static_model, lambda a, b: (a - b).abs().sum(dim=1), triplet_margin=0.5, mask_hard=False, margin=None
+    )
+    value = loss.compute_loss_from_embeddings([anchors, positives, negatives])
+    costs = (positives - negatives + 0.5).squeeze(1)
+    expected = (costs.float().sum() / 301).to(dtype)
+    assert value.dtype == dtype
+    assert torch.isfinite(expected)
+    assert value.item() == expected.item()
+    # What the test is about: a sum in half precision does not give this.
+    assert (costs.sum() / 301).item() != expected.item()
 
 
 @pytest.mark.parametrize(
@@ -179,13 +236,12 @@ def test_known_positives_take_no_part(static_model: SentenceTransformer) -> None
         ),
         (
             {"margin": "triplet"},
-            "Expected `margin` to be a number of at least 0, 'triplet_margin' or None. Got 'triplet'. "
-            "Leave it out to end the semi-hard band at `triplet_margin`.",
+            "Expected `margin` to be a number of at least 0, 'triplet_margin' or None. Got 'triplet'.",
         ),
         (
             {"definition": "facenet", "distance_metric": TripletDistanceMetric.MANHATTAN},
-            "Expected a cosine or Euclidean `distance_metric`, because `definition='facenet'` measures squared L2 "
-            f"distances. Got {TripletDistanceMetric.MANHATTAN!r}. Use `definition='half-open'`, which takes any "
+            "`definition='facenet'` measures squared L2 distances, so it needs a cosine or Euclidean "
+            f"`distance_metric`. Got {TripletDistanceMetric.MANHATTAN!r}. Use `definition='half-open'`, which takes any "
             "distance.",
         ),
     ],
