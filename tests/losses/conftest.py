@@ -53,13 +53,13 @@ def static_model(build_static_model: Callable[..., SentenceTransformer]) -> Sent
 
 @pytest.fixture(scope="session")
 def transformer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT with one layer of 16 dimensions, saved."""
+    """A random BERT with three layers of 16 dimensions, saved."""
     path = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=NUM_WORDS + 4,
         hidden_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=16,

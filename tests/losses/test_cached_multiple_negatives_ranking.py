@@ -10,6 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from sentence_transformers.util import dot_score
 from torch import Tensor, nn
 
 from st_hardneg.losses import SemiHardCachedMultipleNegativesRankingLoss, SemiHardMultipleNegativesRankingLoss
@@ -91,6 +92,24 @@ def test_nothing_left_is_a_loss_and_gradient_of_zero(
     assert value.item() == 0.0
     assert gradients
     assert max(gradient.abs().max().item() for gradient in gradients) == 0.0
+
+
+@pytest.mark.parametrize("with_backward", [True, False])
+def test_the_sum_over_many_rows_does_not_overflow(
+    build_transformer_model: Callable[[], SentenceTransformer], with_backward: bool
+) -> None:
+    """In half precision the value is that of the loss without a cache, of the same dtype."""
+    model = build_transformer_model()
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randn(64, 8, generator=generator, dtype=torch.float16).mul(20).requires_grad_() for _ in range(2)]
+    settings: dict[str, Any] = {"scale": 5.0, "similarity_fct": dot_score, "mask_hard": False}
+    cached = SemiHardCachedMultipleNegativesRankingLoss(model, mini_batch_size=40, **settings)
+    value = cached.calculate_loss([[column] for column in columns], with_backward=with_backward)
+    expected = SemiHardMultipleNegativesRankingLoss(model, **settings).compute_loss_from_embeddings(columns)
+    assert 40 * expected.item() > torch.finfo(torch.float16).max > expected.item()
+    assert value.dtype == expected.dtype == torch.float16
+    assert value.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert value.requires_grad != with_backward
 
 
 def test_parameters_can_be_read_and_set(build_transformer_model: Callable[[], SentenceTransformer]) -> None:

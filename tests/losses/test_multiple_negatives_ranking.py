@@ -123,7 +123,7 @@ def _loop(columns: list[Tensor], loss: Any, label: Tensor | None, known: KnownPo
     def is_unfilled(column: int, of: int) -> bool:
         return label is not None and column > 0 and label[of, 3 + column].item() == -1
 
-    def stays(direction: str, row: int, column: int, other: int) -> bool:
+    def stays(direction: str, row: int, column: int, other: int) -> bool:  # noqa: C901
         positive = scores["query_to_doc"][row][row]
         score = scores[direction][row][column * batch_size + other]
         own = row == other
@@ -337,6 +337,61 @@ def test_known_positives_are_masked_whatever_they_score(static_model: SentenceTr
     assert value == pytest.approx(expected.mean().item(), rel=1e-9)
     shares = loss.diagnostics.pop()
     assert (shares["masked_known_positive"], shares["masked_unfilled"]) == pytest.approx((4 / 15, 3 / 15))
+
+
+@pytest.mark.parametrize("known_positives", [None, KnownPositives.from_lists([[0], [1], [2]], [0, 1, 2, 3])])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_unfilled_slots_are_nobodys_negatives(
+    static_model: SentenceTransformer, known_positives: KnownPositives | None, dtype: torch.dtype
+) -> None:
+    """A text of id -1 has no effect on value and gradient of any row in any direction."""
+    label = torch.tensor([[0, 0, 0, 10**6, -1], [1, 1, 1, 10**6, 3], [2, 2, 2, 10**6, -1]], dtype=dtype)
+    loss = SemiHardMultipleNegativesRankingLoss(
+        static_model, directions=ALL_DIRECTIONS, mask_hard=False, known_positives=known_positives
+    )
+    columns = _columns(3, 3)
+    value, *gradients = _value_and_gradients(loss, columns, label)
+    assert gradients[2].abs().sum(dim=1).gt(0).tolist() == [False, True, False]
+    other = columns[2].detach().clone()
+    other[[0, 2]] = columns[1].detach()[[0, 1]]
+    assert loss.compute_loss_from_embeddings([*columns[:2], other], label).item() == value.item()
+    # Two of three texts, in two of four directions: 3 rows x 2 texts as negatives of an anchor, and of 2 other
+    # documents each.
+    shares = loss.diagnostics.pop()
+    assert shares.pop("masked_unfilled") == pytest.approx((6 + 4) / (3 * 5 + 3 * 2 + 3 * 2 + 3 * 4))
+    assert set(shares.values()) == {0.0}
+
+
+def test_a_row_without_filled_slots_ranks_nothing(static_model: SentenceTransformer) -> None:
+    """One row whose only negative is unfilled has a loss and gradient of zero, whatever else is masked."""
+    for settings in ({}, {"mask_hard": False}, {"hardness_mode": "all_negatives", "hardness_strength": 5.0}):
+        loss = SemiHardMultipleNegativesRankingLoss(static_model, **settings)
+        columns = _columns(3, 1)
+        value, *gradients = _value_and_gradients(loss, columns, torch.tensor([[0, 0, 0, 10**6, -1]]))
+        assert value.item() == 0.0
+        assert all(gradient.abs().max().item() == 0.0 for gradient in gradients)
+        assert loss.diagnostics.pop()["masked_unfilled"] == 1.0
+
+
+@pytest.mark.parametrize(("directions", "partition_mode"), DIRECTIONS)
+def test_the_gradient_is_that_of_the_value(
+    static_model: SentenceTransformer, random_ids: LABEL_IDS, directions: Any, partition_mode: Any
+) -> None:
+    """Numerical and analytical gradients agree while candidates are masked for several reasons."""
+    label, known = random_ids(4, 2)
+    loss = SemiHardMultipleNegativesRankingLoss(
+        static_model,
+        scale=2.0,
+        similarity_fct=dot_score,
+        directions=directions,
+        partition_mode=partition_mode,
+        margin=2.0,
+        known_positives=known,
+    )
+    columns = _columns(4, 4, 3)
+    assert torch.autograd.gradcheck(lambda *given: loss.compute_loss_from_embeddings(list(given), label), columns)
+    shares = loss.diagnostics.pop()
+    assert min(shares[name] for name in ("masked_unfilled", "masked_known_positive", "masked_hard")) > 0
 
 
 def test_near_copies_of_the_positive_are_masked(static_model: SentenceTransformer) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
     AnglELoss,
+    BatchSemiHardTripletLoss,
     CachedMultipleNegativesRankingLoss,
     ContrastiveLoss,
     CoSENTLoss,
     CosineSimilarityLoss,
     GISTEmbedLoss,
     GlobalOrthogonalRegularizationLoss,
+    MarginMSELoss,
+    Matryoshka2dLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
     OnlineContrastiveLoss,
@@ -32,6 +37,7 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
+from st_hardneg.losses.parts import LossParts
 
 NAMES = ("anchor", "positive", "negative_1", "negative_2")
 
@@ -138,6 +144,149 @@ def test_matryoshka_goes_around_the_sum(static_model: SentenceTransformer, rows:
     for name, (weight, part) in parts.items():
         alone = MatryoshkaLoss(static_model, part, [16, 8], [1, 0.5])(_features(static_model, rows), None)
         torch.testing.assert_close(value[name], weight * alone)
+
+
+def _wrapped(kind: str, model: SentenceTransformer, loss: Any, kl_div_weight: float = 1.0) -> Any:
+    dims: dict[str, Any] = {"matryoshka_dims": [16, 8], "matryoshka_weights": [1, 0.5]}
+    layers: dict[str, Any] = {"n_layers_per_step": -1, "prior_layers_weight": 0.7, "last_layer_weight": 1.3}
+    layers |= {"kl_div_weight": kl_div_weight, "kl_temperature": 0.3 if kl_div_weight else 0.0}
+    if kind == "matryoshka":
+        return MatryoshkaLoss(model, loss, **dims)
+    if kind == "layers":
+        return AdaptiveLayerLoss(model, loss, **layers)
+    return Matryoshka2dLoss(model, loss, **dims, n_dims_per_step=-1, **layers)
+
+
+@pytest.mark.parametrize("kind", ["matryoshka", "layers", "2d"])
+@pytest.mark.parametrize("kl_div_weight", [0.0, 1.0])
+def test_wrappers_go_around_the_sum(
+    build_transformer_model: Callable[[], SentenceTransformer],
+    rows: Dataset,
+    random_ids: Any,
+    kind: str,
+    kl_div_weight: float,
+) -> None:
+    """Each part of a wrapped sum is the part wrapped alone; what the wrapper adds comes once, under its own name."""
+    model = build_transformer_model().eval()
+    label, known = random_ids(16, 2)
+    parts = {
+        "ranking": (0.6, SemiHardMultipleNegativesRankingLoss(model, known_positives=known)),
+        "triplet": (0.4, SemiHardTripletLoss(model)),
+        "cosine": (0.2, CosineSimilarityLoss(model)),
+    }
+    value = _wrapped(kind, model, WeightedSumLoss(model, parts), kl_div_weight)(_features(model, rows), label)
+    assert isinstance(value, LossParts)
+    expected = dict.fromkeys(parts, 0.0)
+    for name, part in parts.items():
+        alone = WeightedSumLoss(model, {name: part})
+        expected[name] = _wrapped(kind, model, alone, 0.0)(_features(model, rows), label)[name]
+        torch.testing.assert_close(value[name], expected[name])
+    if kind == "matryoshka" or not kl_div_weight:
+        assert list(value) == list(parts)
+        return
+    # With a part that is a plain tensor, the divergence is what its weight adds.
+    triplet = parts["triplet"][1]
+    with_kl, without = (
+        _wrapped(kind, model, triplet, weight)(_features(model, rows), label) for weight in (kl_div_weight, 0.0)
+    )
+    assert list(value) == [*parts, "added_by_wrapper"]
+    torch.testing.assert_close(value["added_by_wrapper"], with_kl - without, atol=1e-6, rtol=1e-4)
+    value.total().backward()
+
+
+@pytest.mark.parametrize("kind", ["layers", "2d"])
+def test_a_wrapped_sum_trains(
+    build_transformer_model: Callable[[], SentenceTransformer], rows: Dataset, tmp_path: Path, kind: str
+) -> None:
+    """The trainer logs the parts and what the wrapper adds, and they add up to the loss."""
+    model = build_transformer_model()
+    parts = {
+        "ranking": (0.6, SemiHardMultipleNegativesRankingLoss(model)),
+        "triplet": (0.4, SemiHardTripletLoss(model)),
+    }
+    args = SentenceTransformerTrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, logging_steps=1, max_steps=2, save_strategy="no"
+    )
+    loss = _wrapped(kind, model, WeightedSumLoss(model, parts))
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)
+    trainer.train()
+    for entry in trainer.state.log_history[:2]:
+        logged = sum(entry[name] for name in (*parts, "added_by_wrapper"))
+        assert logged == pytest.approx(entry["loss"], abs=2e-3)
+
+
+def test_parts_are_computed_with(static_model: SentenceTransformer) -> None:
+    """Parts are multiplied and divided one by one; what is added is a part of its own."""
+    parts = LossParts(a=torch.tensor(1.0), b=torch.tensor(2.0))
+    assert {name: value.item() for name, value in (parts * 3 / 2).items()} == {"a": 1.5, "b": 3.0}
+    assert {name: value.item() for name, value in (torch.tensor(2.0) * parts).items()} == {"a": 2.0, "b": 4.0}
+    assert sum([parts, parts]).total().item() == 6.0
+    assert (0.0 + parts) == (parts + 0) == parts
+    added = parts + torch.tensor(0.5)
+    assert {name: value.item() for name, value in added.items()} == {"a": 1.0, "b": 2.0, "added_by_wrapper": 0.5}
+    again = torch.tensor(0.25) + (added + parts + 1)
+    assert {name: value.item() for name, value in again.items()} == {"a": 2.0, "b": 4.0, "added_by_wrapper": 1.75}
+    assert list(parts) == ["a", "b"]
+
+
+UNFILLED = torch.tensor([[row, row, row, 500_000, -1 if row % 2 else 20, -1 if row % 3 else 21] for row in range(16)])
+
+
+@pytest.mark.parametrize("hardness", [{}, {"hardness_mode": "all_negatives", "hardness_strength": 5.0}])
+def test_unfilled_slots_reach_no_part(static_model: SentenceTransformer, rows: Dataset, hardness: Any) -> None:
+    """Losses of Sentence Transformers get no negative of id -1 either, and ignore row weights as they always do."""
+    ranking = MultipleNegativesRankingLoss(static_model, directions=("query_to_doc", "doc_to_doc"), **hardness)
+    triplet = TripletLoss(static_model, triplet_margin=1.0)
+    parts = {"ranking": (1.0, ranking), "triplet": (1.0, triplet), "online": (1.0, OnlineContrastiveLoss(static_model))}
+    before = UNFILLED.clone()
+    value = WeightedSumLoss(static_model, parts)(_features(static_model, rows), UNFILLED)
+    assert torch.equal(UNFILLED, before)
+    columns = [static_model.encode(rows[name][:16], convert_to_tensor=True) for name in NAMES]
+    ours = SemiHardMultipleNegativesRankingLoss(
+        static_model, directions=ranking.directions, mask_hard=False, **hardness
+    )
+    unweighted = UNFILLED.index_fill(1, torch.tensor(3), 10**6)
+    torch.testing.assert_close(value["ranking"], ours.compute_loss_from_embeddings(columns, unweighted))
+    taken = [(row, column) for column in (2, 3) for row in range(16) if UNFILLED[row, 2 + column] >= 0]
+    assert len(taken) == 8 + 6
+    triplets = [
+        torch.stack([columns[place if place < 2 else column][row] for row, column in taken]) for place in range(3)
+    ]
+    torch.testing.assert_close(value["triplet"], triplet.compute_loss_from_embeddings(triplets, None))
+    pairs = [torch.cat([columns[0], triplets[0]]), torch.cat([columns[1], triplets[2]])]
+    labels = (torch.arange(len(pairs[0])) < 16).float()
+    online = parts["online"][1].compute_loss_from_embeddings(pairs, labels)
+    torch.testing.assert_close(value["online"], online)
+
+
+def test_nothing_filled_in_a_whole_batch(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """Without a single negative, a triplet part is zero with a gradient of zero, and pairs are the positive ones."""
+    label = UNFILLED.clone()
+    label[:, 4:] = -1
+    parts = [(1.0, TripletLoss(static_model)), (1.0, ContrastiveLoss(static_model)), (1.0, CoSENTLoss(static_model))]
+    value = WeightedSumLoss(static_model, parts)(_features(static_model, rows), label)
+    assert value["TripletLoss"].item() == 0.0
+    assert _gradient(static_model, value["TripletLoss"]).abs().max().item() == 0.0
+    pairs = _features(static_model, rows, NAMES[:2])
+    alone = ContrastiveLoss(static_model)(pairs, torch.ones(16))
+    torch.testing.assert_close(value["ContrastiveLoss"], alone)
+    assert torch.isfinite(value["CoSENTLoss"])
+
+
+@pytest.mark.parametrize("labels", [None, UNFILLED])
+@pytest.mark.parametrize("build", [BatchSemiHardTripletLoss, MarginMSELoss])
+def test_parts_that_need_another_label_say_so(
+    static_model: SentenceTransformer, rows: Dataset, build: Any, labels: Tensor | None
+) -> None:
+    """A part that takes classes or scores is refused a label with ids, or none."""
+    loss = WeightedSumLoss(static_model, {"other": (1.0, build(static_model))})
+    message = (
+        f"'other' is a {build.__name__}, which needs classes or scores in the label. "
+        f"Got {'no label' if labels is None else 'a label with ids'}. "
+        "Train without this part, or on a dataset with the label that it needs."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        loss(_features(static_model, rows), labels)
 
 
 def _refused(model: SentenceTransformer, losses: Any, message: str) -> None:
