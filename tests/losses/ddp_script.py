@@ -98,14 +98,18 @@ def _gathered_against_whole(model: SentenceTransformer, data: Any) -> dict[str, 
     columns = list(torch.nn.functional.normalize(torch.randn(4, 16, 8, generator=generator), dim=-1))
     columns[1] = columns[0] + 0.5 * columns[1]
     label = torch.tensor(data["label"][:16])
+    label[::3, 4] = label[1::5, 5] = -1
     results = {}
-    for directions in (("query_to_doc",), ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")):
-        settings: dict[str, Any] = {
-            "directions": directions,
-            "known_positives": KNOWN,
-            "margin": 0.8,
-            "max_positive_similarity": 0.6,
-        }
+    all_directions = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+    by_score = {"margin": 0.8, "max_positive_similarity": 0.6}
+    for name, settings in {
+        "one_direction": {"known_positives": KNOWN, **by_score},
+        "four_directions": {"known_positives": KNOWN, "directions": all_directions, **by_score},
+        "unfilled_only": {"mask_hard": False, "directions": all_directions},
+        "no_label": {"directions": all_directions, **by_score},
+    }.items():
+        if name == "no_label":
+            label = None
         whole = SemiHardMultipleNegativesRankingLoss(model, **settings)
         columns_of_one = [column.clone().requires_grad_() for column in columns]
         expected = whole.compute_loss_from_embeddings(columns_of_one, label)
@@ -113,20 +117,55 @@ def _gathered_against_whole(model: SentenceTransformer, data: Any) -> dict[str, 
         half = slice(8 * rank, 8 * rank + 8)
         columns_of_two = [column[half].clone().requires_grad_() for column in columns]
         gathered = SemiHardMultipleNegativesRankingLoss(model, gather_across_devices=True, **settings)
-        value = gathered.compute_loss_from_embeddings(columns_of_two, label[half])
+        value = gathered.compute_loss_from_embeddings(columns_of_two, None if label is None else label[half])
         value.backward()
         mean = value.detach().clone()
         dist.all_reduce(mean)
-        results[f"value_{len(directions)}"] = (mean / 2 - expected.detach()).abs().item()
+        results[f"value_{name}"] = (mean / 2 - expected.detach()).abs().item()
         # Each rank's loss is a mean over half the rows, so the gathered gradients are twice those of the whole.
-        results[f"gradient_{len(directions)}"] = max(
+        results[f"gradient_{name}"] = max(
             (two.grad / 2 - one.grad[half]).abs().max().item()
             for one, two in zip(columns_of_one, columns_of_two, strict=True)
         )
-        results[f"shares_{len(directions)}"] = max(
+        results[f"shares_{name}"] = max(
             abs(a - b) for a, b in zip(_pooled(gathered), whole.diagnostics.pop().values(), strict=True)
         )
-        results[f"masked_{len(directions)}"] = expected.item()
+    return results
+
+
+def _two_datasets(model: SentenceTransformer) -> dict[str, float]:
+    """Gather rows of two datasets, one on each rank, whose numbers mean different texts."""
+    rank = dist.get_rank()
+    generator = torch.Generator().manual_seed(1)
+    columns = list(torch.nn.functional.normalize(torch.randn(3, 8, 8, generator=generator), dim=-1))
+    # On rank 0 there are four texts, on rank 1 ten thousand. On both, the first rows share a query and a positive.
+    known = KnownPositives.from_lists([[0], [1]], list(range(4)))
+    if rank == 1:
+        known = KnownPositives.from_lists([[0], [9000]], list(range(10_000)))
+    texts = [0, 0, 1, 1] if rank == 0 else [0, 0, 9000, 9000]
+    label = torch.tensor(
+        [[row, row // 2, text, 10**6, [2, -1, 3, 2][row] + 90 * rank * (row != 1)] for row, text in enumerate(texts)]
+    )
+    half = slice(4 * rank, 4 * rank + 4)
+    # The whole, under one numbering: other texts have other numbers.
+    whole_known = KnownPositives.from_lists([[0], [1], [2], [3]], list(range(8)))
+    whole_label = torch.tensor([[row, row // 2, row // 2, 10**6, -1 if row % 4 == 1 else 7] for row in range(8)])
+    results = {}
+    for name, has_ids in (("both", True), ("one_without", rank == 0)):
+        if name == "one_without":
+            whole_label[4:, 1] = whole_label[4:, 2] = torch.arange(4, 8)
+            whole_label[:, 4] = torch.tensor([8, -1, 8, 8, 8, 8, 8, 8])
+            whole_known = KnownPositives.from_lists([[0], [1], [], [], [4], [5], [6], [7]], list(range(9)))
+        whole = SemiHardMultipleNegativesRankingLoss(model, mask_hard=False, known_positives=whole_known)
+        batch, _ = whole.rank_batch(columns, whole_label)
+        expected = whole.row_losses(batch, 4 * rank, 4 * rank + 4).mean()
+        loss = SemiHardMultipleNegativesRankingLoss(
+            model, mask_hard=False, gather_across_devices=True, known_positives=known if has_ids else None
+        )
+        value = loss.compute_loss_from_embeddings([column[half] for column in columns], label if has_ids else None)
+        difference = (value - expected).abs()
+        dist.all_reduce(difference)
+        results[name] = difference.item()
     return results
 
 
@@ -156,6 +195,7 @@ def main() -> None:
         classes = data.select_columns(["anchor"]).add_column("label", [row % 16 for row in range(64)])
         results["sentence_transformers"] = _train(model, BatchSemiHardTripletLoss(model), classes, path)
     results["whole"] = _gathered_against_whole(model, data)
+    results["two_datasets"] = _two_datasets(model)
     if dist.get_rank() == 0:
         Path(out_path).write_text(json.dumps(results))
     dist.barrier()
