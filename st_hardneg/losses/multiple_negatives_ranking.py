@@ -261,10 +261,8 @@ class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
                 logit = logit + self.hardness_strength * similarity.detach() * penalised
             masked = self._masked(rows, direction, similarity.detach(), positive_scores, known.get(direction), near)
             logits[direction] = logit if masked is None else logit.masked_fill(masked, -torch.inf)
-        if self.partition_mode == "joint":
-            log_partition = torch.cat(list(logits.values()), dim=1).logsumexp(dim=1)
-        else:
-            log_partition = torch.stack([logit.logsumexp(dim=1) for logit in logits.values()]).mean(dim=0)
+        pools = [torch.cat(list(logits.values()), dim=1)] if self.partition_mode == "joint" else logits.values()
+        log_partition = torch.stack([pool.logsumexp(dim=1) for pool in pools]).mean(dim=0)
         return log_partition - logits["query_to_doc"][rows.rows, rows.own]
 
     def _similarities(self, batch: RankedBatch, own: Tensor) -> dict[Direction, Tensor]:
