@@ -18,7 +18,7 @@ Direction: TypeAlias = Literal["query_to_doc", "query_to_query", "doc_to_query",
 Negatives: TypeAlias = Literal["all_negatives", "hard_negatives", "in_batch_negatives"]
 
 _UNKNOWN = -2
-"""Stands for the id of a text that this device knows nothing about. It is no right answer to any query."""
+"""Stands for an id from another numbering than that of this device. It is not a right answer to any query."""
 
 
 @dataclass(frozen=True)

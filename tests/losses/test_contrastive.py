@@ -130,6 +130,30 @@ def test_known_positives_take_no_part(static_model: SentenceTransformer) -> None
     assert gradient[0].abs().max().item() == 0.0
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_gradient_is_that_of_the_value(static_model: SentenceTransformer, metric: str) -> None:
+    """Numerical and analytical gradients agree while negatives are masked for several reasons."""
+    label = torch.tensor([[row, row, row, 700_000, -1 if row % 3 else 9, row if row % 2 else 9] for row in range(9)])
+    known = KnownPositives.from_lists([[row] for row in range(9)], identities=list(range(10)))
+    loss = SemiHardContrastiveLoss(
+        static_model, METRICS[metric], margin=1.5, semi_hard_margin=0.5, known_positives=known
+    )
+    # Some metrics compute in single precision, so the step is large and the tolerance wide.
+    columns = _columns(4, seed=2)
+    value = loss.compute_loss_from_embeddings(columns, label)
+    gradients = torch.autograd.grad(value, columns)
+    for column, gradient in zip(columns, gradients, strict=True):
+        direction = torch.nn.functional.normalize(gradient.flatten(), dim=0).view_as(gradient)
+        step = 1e-3 * direction
+        moved = [
+            loss.compute_loss_from_embeddings([c + sign * step if c is column else c for c in columns], label).item()
+            for sign in (1, -1)
+        ]
+        assert (moved[0] - moved[1]) / 2e-3 == pytest.approx(gradient.norm().item(), rel=2e-2, abs=1e-4)
+    shares = loss.diagnostics.pop()
+    assert min(shares[name] for name in ("masked_unfilled", "masked_known_positive", "masked_hard")) > 0
+
+
 def test_unfilled_slots_take_no_part(static_model: SentenceTransformer) -> None:
     """A negative of id -1 is left out of value and gradient, whatever it scores; the mean is over the other pairs."""
     label = torch.tensor([[0, 0, 0, 10**6, -1, 3], [1, 1, 1, 500_000, 2, -1], [2, 2, 2, 10**6, -1, -1]])
