@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
+from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss, in_batch
 from st_hardneg.losses.in_batch import RankedBatch, RankedRows
 from st_hardneg.losses.labels import RowLabels
 from st_hardneg.pairs import KnownPositives
@@ -103,6 +103,87 @@ def test_one_direction_is_enough(random_ids: Callable[..., tuple[Tensor, KnownPo
     rows = RankedRows(_ranked(label, 2), 1, 6)
     (answers,) = rows.right_answers(known, DIRECTIONS[:1]).values()
     assert torch.equal(answers, rows.right_answers(known, DIRECTIONS)["query_to_doc"])
+
+
+def test_masks_are_on_the_device_of_the_embeddings() -> None:
+    """Nothing is put on the default device."""
+    batch = RankedBatch.from_columns(list(torch.zeros(3, 4, 2, device="meta")), torch.zeros(4, 3, device="meta"))
+    rows = RankedRows(batch, 1, 3)
+    masks = [rows.own, rows.rows, *(rows.itself(direction) for direction in DIRECTIONS)]
+    assert {mask.device.type for mask in masks} == {"meta"}
+
+
+def _gather(
+    monkeypatch: pytest.MonkeyPatch, ranks: list[tuple[list[Tensor], Tensor | None, KnownPositives | None]]
+) -> list[RankedBatch]:
+    """Let every rank gather, in one process: once to hear what each hands over, once to give it all to each."""
+    handed_over: list[list[Tensor]] = []
+    for rank in range(len(ranks)):
+        calls: list[Tensor] = []
+        monkeypatch.setattr(in_batch, "all_gather", lambda tensor, calls=calls: calls.append(tensor) or tensor)
+        monkeypatch.setattr(in_batch, "all_gather_with_grad", in_batch.all_gather)
+        RankedBatch.gathered(*ranks[rank])
+        handed_over.append(calls)
+    assert len({len(calls) for calls in handed_over}) == 1, "a rank that gathers less often makes the others wait"
+    batches = []
+    for rank in range(len(ranks)):
+        world = iter([torch.cat(tensors) for tensors in zip(*handed_over, strict=True)])
+        monkeypatch.setattr(in_batch, "all_gather", lambda tensor, world=world: next(world))
+        monkeypatch.setattr(in_batch, "all_gather_with_grad", in_batch.all_gather)
+        monkeypatch.setattr(in_batch, "get_rank", lambda rank=rank: rank)
+        batches.append(RankedBatch.gathered(*ranks[rank]))
+    return batches
+
+
+def _columns(rank: int) -> list[Tensor]:
+    return list(torch.arange(18.0).reshape(3, 3, 2) + 100 * rank)
+
+
+IDS = torch.tensor([[0, 1, -1], [1, 2, 0], [0, 1, 2]])
+KNOWN = KnownPositives.from_lists([[1], [2]], identities=[0, 1, 2])
+
+
+def test_all_devices_have_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one numbering, each device has all embeddings and ids, and knows which rows are its own."""
+    other_ids = torch.tensor([[1, 2, -1], [1, 2, -1], [0, 1, 0]])
+    for known in (None, KNOWN):
+        batches = _gather(monkeypatch, [(_columns(0), IDS, known), (_columns(1), other_ids, known)])
+        for rank, batch in enumerate(batches):
+            columns = [torch.cat(pair) for pair in zip(_columns(0), _columns(1), strict=True)]
+            assert torch.equal(batch.queries, columns[0])
+            assert torch.equal(batch.documents, torch.cat(columns[1:]))
+            assert batch.query_ids.tolist() == [0, 1, 0, 1, 1, 0]
+            assert batch.document_ids.tolist() == [1, 2, 1, 2, 2, 1, -1, 0, 2, -1, -1, 0]
+            assert batch.offset == 3 * rank
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        KnownPositives.from_lists([[1], [2]], identities=[0, 1, 2, 3]),
+        KnownPositives.from_lists([[1], [2]], identities=[0, 1, 1]),
+        KnownPositives.from_lists([[1], [0]], identities=[0, 1, 2]),
+    ],
+)
+def test_ids_of_another_numbering_are_unknown(monkeypatch: pytest.MonkeyPatch, other: KnownPositives | None) -> None:
+    """The ids of a device with other right answers say nothing here, except that a slot is unfilled."""
+    batches = _gather(monkeypatch, [(_columns(0), IDS, KNOWN), (_columns(1), IDS, other)])
+    assert batches[0].query_ids.tolist() == [0, 1, 0, -2, -2, -2]
+    assert batches[0].document_ids.tolist() == [1, 2, 1, -2, -2, -2, -1, 0, 2, -1, -2, -2]
+    assert batches[1].query_ids.tolist() == [-2, -2, -2, 0, 1, 0]
+    rows = RankedRows(batches[0], 0, 3)
+    assert not any(mask[:, 3:6].any() for mask in rows.right_answers(KNOWN, DIRECTIONS).values())
+    assert rows.unfilled("query_to_doc").sum(dim=0).tolist() == [0] * 6 + [3, 0, 0, 3, 0, 0]
+
+
+def test_a_device_without_ids_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its texts are unknown to the others, whether it has right answers or not."""
+    for known in (None, KNOWN):
+        batches = _gather(monkeypatch, [(_columns(0), IDS, KNOWN), (_columns(1), None, known)])
+        for batch in batches:
+            assert batch.query_ids.tolist()[3:] == [-2] * 3
+            assert batch.document_ids.tolist()[3:6] == batch.document_ids.tolist()[9:] == [-2] * 3
 
 
 def test_without_ids_nothing_is_known() -> None:

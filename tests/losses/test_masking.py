@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    ContrastiveLoss,
+    CosineSimilarityLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+    TripletLoss,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -123,6 +131,42 @@ def test_right_answers_of_nothing_are_refused() -> None:
     for known in (KnownPositives.from_lists([], []), KnownPositives.from_lists([[]], [0, 1])):
         with pytest.raises(ValueError, match="ids of another dataset"):
             ready_for(known, labels, torch.device("cpu"))
+
+
+def test_right_answers_go_where_the_batch_is() -> None:
+    """They are copied once; without ids to look up, nothing is refused in evaluation."""
+    with torch.no_grad():
+        moved = ready_for(KNOWN, RowLabels(), torch.device("meta"))
+        assert moved is not None
+        assert {moved.keys.device.type, moved.identities.device.type} == {"meta"}
+        assert ready_for(moved, RowLabels(), torch.device("meta")) is moved
+        assert ready_for(None, RowLabels(), torch.device("meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SemiHardMultipleNegativesRankingLoss, MultipleNegativesRankingLoss),
+        (SemiHardCachedMultipleNegativesRankingLoss, CachedMultipleNegativesRankingLoss),
+        (SemiHardTripletLoss, TripletLoss),
+        (SemiHardContrastiveLoss, ContrastiveLoss),
+    ],
+)
+def test_parameters_are_those_of_sentence_transformers(ours: Any, theirs: Any) -> None:
+    """Every parameter of the loss of that name is here, in its place and with its default; ours are keywords."""
+    parameters = list(inspect.signature(ours.__init__).parameters.values())
+    shared = list(inspect.signature(theirs.__init__).parameters.values())
+    assert [(p.name, p.default) for p in parameters[: len(shared)]] == [(p.name, p.default) for p in shared]
+    assert {p.kind for p in parameters[len(shared) :]} == {inspect.Parameter.KEYWORD_ONLY}
+    defaults = {p.name: p.default for p in parameters[len(shared) :]}
+    assert (defaults["mask_hard"], defaults["definition"], defaults["known_positives"]) == (True, "half-open", None)
+
+
+@pytest.mark.parametrize("build", [*TUPLE_LOSSES, SemiHardCachedMultipleNegativesRankingLoss])
+def test_an_unknown_definition_is_refused(build_transformer_model: Any, build: Any) -> None:
+    """Every loss checks its definition of hardness when it is built."""
+    with pytest.raises(ValueError, match="Expected `definition` to be one of"):
+        build(build_transformer_model(), definition="pml")
 
 
 class _ReadsOfTheDevice(TorchDispatchMode):
