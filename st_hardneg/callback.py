@@ -53,6 +53,8 @@ _MANY_LAST_RESORTS = 0.1
 
 MiningStrategy = Literal["steps", "epoch"]
 
+_CANNOT_SEARCH = ("SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
+
 
 @dataclass(frozen=True, eq=False)
 class _Target:
@@ -162,6 +164,13 @@ class MiningCallback(TrainerCallback):
         read_in_batches(loader.dataset)
         for target in self._targets:
             target.hard_negatives.serve_previous(0)
+            check_trained_as_mined(target.hard_negatives, args, target.name)
+            if state.global_step == 0:
+                # A second training, or a trial of a search, begins with what `mine()` left, not with the last refresh.
+                target.hard_negatives.reset()
+        self._check_model(kwargs.get("model"), args)
+        _refuse_live_evaluation(trainer)
+        self._agree_over_ranks(args)
         self._show_all()
         self._steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
         self._check_schedule(state)
@@ -185,6 +194,38 @@ class MiningCallback(TrainerCallback):
                     f"`mining_steps={self.mining_steps}` is not below the {state.max_steps} steps of this training: "
                     "nothing will be refreshed. Lower `mining_steps`."
                 )
+
+    def _check_model(self, trained: Any, args: TrainingArguments) -> None:
+        """Refuse a model that cannot search, and warn where refreshes use other prompts than the first mining did."""
+        if self.model is not None:
+            return
+        kind = next((one.__name__ for one in type(trained).__mro__ if one.__name__ in _CANNOT_SEARCH), None)
+        if kind is not None:
+            raise ValueError(
+                f"A {kind} cannot search for negatives itself yet. Pass a SentenceTransformer that searches in its place: "
+                "`MiningCallback(hard_negatives, model=SentenceTransformer(...))`."
+            )
+        if trained is not None:
+            similarity_name(trained)
+        prompts = getattr(trained, "prompts", None) or {}
+        used = sorted(name for name in ("query", "document") if prompts.get(name))
+        if used and not getattr(args, "prompts", None):
+            for target in self._targets:
+                config = target.hard_negatives.config
+                if not (config.query_prompt or config.query_prompt_name or config.corpus_prompt or config.corpus_prompt_name):
+                    logger.warning(
+                        f"The model has prompts of its own for {used}, which `mine(model)` uses, and the training has none "
+                        "(`args.prompts`), so refreshes mine without them. Set `prompts` in the training arguments, or the "
+                        "prompts of the MiningConfig, so that every mining uses the same."
+                    )
+
+    def _agree_over_ranks(self, args: TrainingArguments) -> None:
+        """Let every rank begin with the negatives of rank 0: weights that round differently mine differently."""
+        if args.world_size <= 1:
+            return
+        for target in self._targets:
+            first = broadcast_object_list([target.hard_negatives.starting_state()])[0]
+            target.hard_negatives.start_from(first)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh if it is time, except after the last step."""
@@ -528,6 +569,44 @@ def training_encodings(
             config.corpus_prompt is not None or config.corpus_prompt_name is not None,
         ),
     )
+
+
+def check_trained_as_mined(hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None) -> None:
+    """Raise if positives are trained with a prompt and negatives without: the prompt alone would tell them apart.
+
+    Sentence Transformers gives prompts to columns by their exact names, and users do not know ours.
+
+    Raises:
+        ValueError: If so; the error prints the argument that mends it.
+    """
+    prompts = getattr(args, "prompts", None)
+    if not isinstance(prompts, Mapping):
+        return
+    positive = _for_column(prompts, hard_negatives.positive_column_name, dataset_name)
+    names = [f"negative_{slot + 1}" for slot in range(hard_negatives.config.num_negatives)]
+    if all(_for_column(prompts, name, dataset_name) == positive for name in names):
+        return
+    anchor = _for_column(prompts, hard_negatives.anchor_column_name, dataset_name)
+    own = {hard_negatives.anchor_column_name: anchor, hard_negatives.positive_column_name: positive}
+    wanted: Any = {name: prompt for name, prompt in {**own, **dict.fromkeys(names, positive)}.items() if prompt is not None}
+    wanted = wanted if dataset_name is None or dataset_name not in prompts else {dataset_name: wanted}
+    raise ValueError(
+        f"Positives (the column {hard_negatives.positive_column_name!r}) are trained with the prompt {positive!r}, but not "
+        f"all of the negatives beside them, so the prompt alone would tell them apart. Set `prompts={wanted}` in the "
+        "training arguments."
+    )
+
+
+def _refuse_live_evaluation(trainer: Trainer | None) -> None:
+    """Raise if the evaluation data are a live view: what is measured would change with every refresh."""
+    evaluation = getattr(trainer, "eval_dataset", None)
+    parts = evaluation.values() if isinstance(evaluation, Mapping) else [evaluation]
+    for part in parts:
+        if part is not None and any(True for _ in live_views(part)):
+            raise ValueError(
+                "`eval_dataset` is a live view, whose negatives change with every refresh, so that losses of different "
+                "steps could not be compared. Evaluate on a frozen copy: `hard_negatives.to_dataset('n-tuple')`."
+            )
 
 
 def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:

@@ -30,6 +30,9 @@ _FORMAT = 1
 _FOLDER = "hard_negatives"
 _STATE_FILE = "state.json"
 
+SPEED = {"batch_size", "query_chunk_size", "corpus_chunk_size", "semi_hard_margin"}
+"""Fields of the config that change no negative: a training may be resumed with others."""
+
 
 @dataclass(frozen=True, eq=False)
 class CheckpointState:
@@ -210,7 +213,7 @@ def _check_same(
     then = content["config"]
     changed = [
         f"`{name}` was {then.get(name)!r} and is {config.get(name)!r}"
-        for name in sorted({*then, *config})
+        for name in sorted({*then, *config} - SPEED)
         if then.get(name) != config.get(name)
     ]
     if changed:

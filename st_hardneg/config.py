@@ -175,6 +175,11 @@ class MiningConfig:
             ("replacement", Replacement),
         ):
             self._check(name, getattr(self, name) in get_args(choices), f"one of {list(get_args(choices))}")
+        if self.relative_margin is not None and not -1 < self.relative_margin <= 1:
+            raise ValueError(
+                f"Expected `relative_margin` to be a share of the positive's score, above -1 and at most 1, got "
+                f"{self.relative_margin!r}. 0.05 keeps what scores at most 95 % of the positive."
+            )
         self._check_sources()
         self._check_window()
         self._check_pattern()
@@ -244,7 +249,7 @@ class MiningConfig:
     def _check_types(self) -> None:
         for part in fields(self):
             value = getattr(self, part.name)
-            annotation = str(part.type)
+            annotation = FIELD_TYPES[part.name]
             if value is None and "None" in annotation:
                 continue
             kind = next((kind for kind in _KINDS if annotation.startswith(kind)), "str")
@@ -308,3 +313,7 @@ class MiningConfig:
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"Expected fields of MiningConfig, got {key!r}. Fields are {names}.{hint}")
         return cls(**values)
+
+
+FIELD_TYPES = {name: str(annotation) for name, annotation in MiningConfig.__annotations__.items()}
+"""The fields' types as they are written above. ``HfArgumentParser`` replaces ``field.type`` for the whole process."""

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from st_hardneg.texts import Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
+from st_hardneg.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
 
 _ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 _NONE: Ids = np.arange(0, dtype=np.int64)
+# What people put between title and text; a line break counts as a space.
+_TITLE_SEPARATORS = (" ", ". ", ": ", " - ")
 
 Predicate = Callable[[dict[str, Any]], bool]
 """Tells of a row of a corpus, as a dictionary of its columns, whether it belongs."""
@@ -229,6 +231,7 @@ def number_texts(
         texts = TextColumn(given, text_column)
         numbering.add_all(texts)
         blocks.append(Block("corpus", 0, len(texts)))
+        _know_by_title(numbering, given, text_column)
     num_given = len(numbering.identities)
     row_positive, missing = numbering.place(positives)
     if missing:
@@ -278,6 +281,23 @@ def number_texts(
     return NumberedPositives(
         replace(numbered, parts=parts), row_positive, numbering.id_of_text, numbering.first_with_key
     )
+
+
+def _know_by_title(numbering: _Numbering, given: Dataset, text_column: str) -> None:
+    """Let a document's text with its title in front count as that document, as positives are often made from both."""
+    if "title" not in given.column_names or text_column == "title":
+        return
+    if getattr(given.features["title"], "dtype", None) not in TEXT_TYPES:
+        return
+    titles, texts = TextColumn(given, "title"), TextColumn(given, text_column)
+    corpus_id = 0
+    for some_titles, some_texts in zip(titles.batches(), texts.batches(), strict=True):
+        for title, text in zip(some_titles, some_texts, strict=True):
+            if title and title.strip():
+                for separator in _TITLE_SEPARATORS:
+                    key = same_text_key(f"{title.strip()}{separator}{text}")
+                    numbering.first_with_key.setdefault(key, numbering.identities[corpus_id])
+            corpus_id += 1
 
 
 def _searched(numbering: _Numbering, rows: Ids | None, distinct: str) -> Ids:
@@ -354,6 +374,8 @@ def _given_corpus(
     """Return the corpus as a dataset, its text column and its id column."""
     if corpus is None:
         return None, "text", None
+    if isinstance(corpus, Mapping):
+        corpus = _dataset_of_texts_by_id(corpus, parameter)
     if isinstance(corpus, Dataset):
         dataset, text_column = corpus, _text_column_of(corpus, positives._name)
     elif isinstance(corpus, Sequence) and not isinstance(corpus, str):
@@ -385,6 +407,17 @@ def _given_corpus(
     return dataset, text_column, id_column
 
 
+def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Dataset:
+    """Return ``{id: text}`` as a dataset with the columns ``_id`` and ``text``."""
+    wrong = next((key for key, text in corpus.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise TypeError(
+            f"Expected `{parameter}` to map ids to texts, got {type(corpus[wrong]).__name__} for the id {wrong!r}. Join "
+            "title and text into one string; `HardNegativeDataset.from_beir` reads documents with titles."
+        )
+    return Dataset.from_dict({"_id": [str(key) for key in corpus], "text": list(corpus.values())})
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -397,7 +430,7 @@ def _text_column_of(corpus: Dataset, positive_column: str) -> str:
     strings = [
         name
         for name in corpus.column_names
-        if getattr(corpus.features[name], "dtype", None) in ("string", "large_string") and name not in _ID_COLUMNS
+        if getattr(corpus.features[name], "dtype", None) in TEXT_TYPES and name not in _ID_COLUMNS
     ]
     for name in ("text", positive_column):
         if name in corpus.column_names:

@@ -156,6 +156,7 @@ class HardNegativeDataset:
         numbered = number_texts(TextColumn(dataset, self.positive_column_name), corpus, additions=additions)
         self._corpus = numbered.corpus
         self._pairs = pair_up(anchors, numbered)
+        self._note_positives()
         for name, ids in self._corpus.parts.items():
             if len(ids) < (quota := self.config.quotas.get(name, 0)):
                 logger.warning(
@@ -171,12 +172,25 @@ class HardNegativeDataset:
         self._lexical_index = LexicalIndex(self._corpus) if "lexical" in (self.config.sources or {}) else None
 
         self._mining: Mining | None = None
+        self._base: tuple[Mining, int] | None = None
         self._previous_ids: Ids | None = None
         self._num_minings = 0
         self._table: NegativeTable | None = None
         self._live_rows: Ids | None = None
         self._view: LiveView | None = None
         self._handed_out: weakref.WeakSet[Dataset] = weakref.WeakSet()
+
+    def _note_positives(self) -> None:
+        """Count the positives that are texts of the given corpus, and warn if most of them are not."""
+        identities = np.unique(self._corpus.identities[self._pairs.row_positive])
+        self._num_distinct = len(identities)
+        self._num_found = int((identities < self._corpus.num_given).sum())
+        if self._corpus.num_given and 2 * self._num_found < self._num_distinct:
+            logger.warning(
+                f"{self._num_distinct - self._num_found:,} of {self._num_distinct:,} positives are not in the corpus, in "
+                "whatever case, spacing or Unicode form, or with a title. If the corpus holds them in another form, they "
+                "will be mined as negatives: give both the same form."
+            )
 
     @classmethod
     def from_beir(
@@ -202,7 +216,7 @@ class HardNegativeDataset:
             **options: Further arguments of :class:`HardNegativeDataset`.
 
         Raises:
-            ValueError: If a table lacks a column, repeats an id or names an unknown one.
+            ValueError: If a table lacks a column or repeats an id, or no judgement names ids of both tables.
         """
         pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
         return cls(pairs, documents, config, **options)
@@ -228,8 +242,13 @@ class HardNegativeDataset:
         return (
             f"HardNegativeDataset({self.anchor_column_name!r} -> {self.positive_column_name!r}, "
             f"{self._pairs.num_rows:,} rows, {self._pairs.num_queries:,} queries, "
-            f"{len(self._corpus):,} corpus texts, {state})"
+            f"{len(self._corpus):,} corpus texts, {self._found_in_corpus()}{state})"
         )
+
+    def _found_in_corpus(self) -> str:
+        if not self._corpus.num_given:
+            return ""
+        return f"{self._num_found:,} of {self._num_distinct:,} positives found in the corpus, "
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(Dataset, name):
@@ -309,7 +328,45 @@ class HardNegativeDataset:
         mining = self.compute_mining(model, show_progress_bar=show_progress_bar)
         self.apply_mining(mining)
         self.publish_topics()
+        self._base = (mining, self._num_minings)
         return mining.report
+
+    def reset(self) -> None:
+        """Go back to the negatives of the last :meth:`mine`, as if no training had refreshed them.
+
+        A training with a ``MiningCallback`` that starts at step 0 does so by itself. The counter of draws goes back, too.
+        """
+        if self._base is not None and self._mining is not self._base[0]:
+            self._put_in_force(*self._base)
+
+    def starting_state(self) -> tuple[Mining | None, int, Ids | None]:
+        """Return what a training begins with on this rank: the mining, its number, and the rows of the live view."""
+        return self._mining, self._num_minings, self._live_rows
+
+    def start_from(self, state: tuple[Mining | None, int, Ids | None]) -> None:
+        """Begin a training with another rank's state.
+
+        Raises:
+            ValueError: If this rank's live view has other rows.
+        """
+        mining, num_minings, live_rows = state
+        if mining is None or self._mining is None:
+            return
+        if not np.array_equal(live_rows, self._live_rows):
+            raise ValueError(
+                "The ranks' live views have different rows: their minings left other slots empty. Mine on one rank, "
+                '`save_to_disk`, and load on all of them; or set `shortfall="random"`, which keeps every row.'
+            )
+        if not np.array_equal(mining.negative_ids, self._mining.negative_ids):
+            logger.warning("This rank had mined other negatives than rank 0; it goes on with those of rank 0.")
+            self._put_in_force(mining, num_minings)
+
+    def _put_in_force(self, mining: Mining, num_minings: int) -> None:
+        if self._table is not None:
+            self._table.write(mining.negative_ids)
+        self._mining, self._num_minings, self._previous_ids = mining, num_minings, None
+        self.publish_topics()
+        self._mark_views()
 
     def compute_mining(
         self,
@@ -744,6 +801,12 @@ class HardNegativeDataset:
         dataset, source = build(tuples, output_format, output_scores)
         if not keep_columns:
             return dataset
+        ours = [name for name in dataset.column_names if name not in (self.anchor_column_name, self.positive_column_name)]
+        if clash := sorted(set(ours) & set(self._dataset.column_names)):
+            raise ValueError(
+                f"The dataset has columns {clash} of its own, and so has the output. Rename yours before the dataset is "
+                "wrapped, with `dataset.rename_column`, or leave out `keep_columns` or `output_scores`."
+            )
         names = [name for name in self._dataset.column_names if name not in dataset.column_names]
         others = self._dataset.with_format(None).select_columns(names).select(source)
         return concatenate_datasets([dataset, others], axis=1) if names else dataset
@@ -847,6 +910,7 @@ class HardNegativeDataset:
             loaded._corpus, loaded._pairs.num_rows, len(loaded.source_names)
         )
         loaded._num_minings = saved.num_minings
+        loaded._base = None if loaded._mining is None else (loaded._mining, loaded._num_minings)
         if loaded._mining is not None and loaded._holds_positives(loaded._mining):
             raise storage.damaged(saved.path, "a negative is a known positive of its anchor, or the anchor itself")
         return loaded

@@ -408,7 +408,7 @@ def _write(
         mined.scoring.corpus.texts,
         query,
         pairs.first_row[query],
-        pairs.positive_ids,
+        mined.scoring.positive_of_query.numpy(),
         positive_scores.numpy(),
         mined.negatives.corpus_ids.numpy()[query],
         mined.negatives.scores.numpy()[query],

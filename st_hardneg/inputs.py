@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from st_hardneg.candidates import BUILT_IN_SOURCES
@@ -197,6 +198,41 @@ def check_dataset(dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError("Expected a dataset with at least one row, got an empty one.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The dataset has a transform (`with_transform` or `set_transform`), and mining would read the texts without "
+            "it. Apply it with `dataset.map` first, or take it off with `dataset.with_format(None)`."
+        )
+    check_no_wrong_answers(dataset)
+
+
+def check_no_wrong_answers(dataset: Dataset) -> None:
+    """Raise if a column of labels says that some rows are wrong answers: they must not become known positives.
+
+    Raises:
+        ValueError: If a numeric column ``label``, ``labels``, ``score`` or ``scores`` holds values that are not above 0,
+            or a column of labels holds classes or grades.
+    """
+    for name in dataset.column_names:
+        column = dataset.with_format(None).data.column(name)
+        kind = column.type
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if name not in ("label", "labels", "score", "scores") or not is_number:
+            continue
+        values = np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
+        if num_wrong := int((~(values > 0)).sum()):
+            raise ValueError(
+                f"The column {name!r} labels {num_wrong:,} of {len(values):,} rows as wrong answers (0), and a "
+                "HardNegativeDataset takes every row for a right one. Keep the right ones with "
+                f"`dataset.filter(lambda row: row[{name!r}] > 0)`; pass the others' texts in `corpus`. If the column does "
+                f"not say which rows are right, remove it with `dataset.remove_columns({name!r})`."
+            )
+        if name in ("label", "labels") and bool((values != 1).any()):
+            raise ValueError(
+                f"The column {name!r} holds other values than 0 and 1, such as {values[values != 1][0]:g}, so it does not "
+                "say which rows are right answers. Filter the rows, then remove the column with "
+                f"`dataset.remove_columns({name!r})`."
+            )
 
 
 def checked_config(config: Any) -> MiningConfig:

@@ -18,17 +18,20 @@ class KnownPositives:
     """Which corpus texts are right answers to which query, as a value that losses can hold.
 
     A text is "right" for a query if it is the same text as one of the query's positives, or as the query itself:
-    Unicode-normalised (NFKC), casefolded, with runs of whitespace collapsed. The lookup is exact, works on whole
-    matrices, and holds 8 bytes per corpus text and per known (query, positive) pair.
+    see :func:`~st_hardneg.texts.same_text_key`. The look-up is exact, works on whole matrices, and holds 8 bytes per
+    corpus text, per query and per known pair. Queries that are the same text are one group, so thousands of spellings of
+    one anchor take no more than thousands of anchors.
 
     Args:
         identities: int64 of shape ``(num_corpus,)``: the text identity of every corpus id. Equal numbers mean
             equal texts.
-        keys: int64 of shape ``(num_known,)``, sorted: ``query * num_corpus + identity`` for every known pair.
+        keys: int64 of shape ``(num_known,)``, sorted: ``group * num_corpus + identity`` for every known pair.
+        groups: int64 of shape ``(num_queries,)``: the group of each query, which shares its right answers.
     """
 
     identities: Tensor
     keys: Tensor
+    groups: Tensor
 
     def __repr__(self) -> str:
         return f"KnownPositives({len(self.keys):,} pairs, {len(self.identities):,} texts)"
@@ -51,11 +54,16 @@ class KnownPositives:
         query = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
         flat = np.asarray([corpus_id for ids in right_answers for corpus_id in ids], dtype=np.int64)
         keys = np.unique(query * len(identity) + identity[flat])
-        return cls(torch.from_numpy(identity), torch.from_numpy(keys))
+        return cls(torch.from_numpy(identity), torch.from_numpy(keys), torch.arange(len(lengths)))
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries that ids can name."""
+        return len(self.groups)
 
     def to(self, device: torch.device | str) -> KnownPositives:
         """Return the same value on another device."""
-        return KnownPositives(self.identities.to(device), self.keys.to(device))
+        return KnownPositives(self.identities.to(device), self.keys.to(device), self.groups.to(device))
 
     def is_positive(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Tell for every pair of a query and a corpus text whether the text is a right answer.
@@ -82,7 +90,7 @@ class KnownPositives:
         if not len(self.keys):
             return torch.zeros_like(corpus_ids, dtype=torch.bool)
         identity = self.identities[corpus_ids.clamp(min=0)]
-        wanted = (query_ids[:, None] * len(self.identities) + identity).contiguous()
+        wanted = (self.groups[query_ids][:, None] * len(self.identities) + identity).contiguous()
         place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         return (self.keys[place] == wanted) & (corpus_ids >= 0)
 
@@ -97,12 +105,14 @@ class Pairs:
             query.
         row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
         first_row: int64 of shape ``(num_queries,)``: the first row of each query.
-        positive_offsets: int64 of shape ``(num_queries + 1,)``: where each query's part of ``positive_ids`` starts.
-        positive_ids: int64 of shape ``(num_positives,)``: corpus ids of each query's positives, in order of
+        group: int64 of shape ``(num_queries,)``: the group whose positives each query has: queries of the same text
+            identity share theirs.
+        positive_offsets: int64 of shape ``(num_groups + 1,)``: where each group's part of ``positive_ids`` starts.
+        positive_ids: int64 of shape ``(num_positives,)``: corpus ids of each group's positives, in order of
             appearance, each text once.
         own_positives: Each query's positives by id, to tell them from duplicates of them.
         known: Who must never be whose negative: each query's positives, those of every query with the same text
-            identity, and the query's own text.
+            identity, the query's own text, and the anchors whose positive the query itself is.
         own_identity: int64 of shape ``(num_queries,)``: the identity under which the query's own text is in the
             corpus, or -1.
         draw_keys: int64 of shape ``(num_queries,)``: what stands for each query in random draws. It depends on the
@@ -113,6 +123,7 @@ class Pairs:
     row_query: Ids
     row_positive: Ids
     first_row: Ids
+    group: Ids
     positive_offsets: Ids
     positive_ids: Ids
     own_positives: KnownPositives
@@ -133,7 +144,13 @@ class Pairs:
     @property
     def num_positives(self) -> Ids:
         """Number of distinct positives of each query, int64 of shape ``(num_queries,)``."""
-        return np.diff(self.positive_offsets)
+        counts: Ids = np.diff(self.positive_offsets)[self.group]
+        return counts
+
+    def positives_of(self, query_id: int) -> Ids:
+        """Return the corpus ids of a query's positives."""
+        group = self.group[query_id]
+        return self.positive_ids[self.positive_offsets[group] : self.positive_offsets[group + 1]]
 
     def query_texts(self) -> list[str]:
         """Return the text of every query."""
@@ -155,7 +172,7 @@ class Pairs:
             return shared
         other = corpus_ids - int(corpus.anchor_ids[0])
         is_anchor = (other >= 0) & (other < len(corpus.anchor_ids))
-        other = other.where(is_anchor, torch.zeros_like(other))
+        other = torch.from_numpy(self.group)[other.where(is_anchor, torch.zeros_like(other))]
         offsets, positives = torch.from_numpy(self.positive_offsets), torch.from_numpy(self.positive_ids)
         count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
         first = offsets[other]
@@ -196,56 +213,53 @@ def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives
             row_query[row] = query
             row += 1
 
-    groups = np.asarray(group, dtype=np.int64)
+    same_text = np.asarray(group, dtype=np.int64)
     own_identity = np.asarray(own, dtype=np.int64)
-    exact = (row_query, numbered.row_positive)
-    shared = exact if len(group_of_key) == len(groups) else _share_within_groups(exact, groups)
-    offsets, ids = _by_query(*(shared if share_positives else exact), len(groups), len(numbered.corpus))
-    by_id = torch.arange(len(numbered.corpus))
-    owner = np.repeat(np.arange(len(groups)), np.diff(offsets))
+    groups = same_text if share_positives else np.arange(len(same_text))
+    offsets, ids = _by_group(groups[row_query], numbered.row_positive, len(numbered.corpus))
+    owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     own_keys = torch.from_numpy(np.sort(owner * len(numbered.corpus) + ids))
     return Pairs(
         anchors,
         row_query,
         numbered.row_positive,
         np.asarray(first_row, dtype=np.int64),
+        groups,
         offsets,
         ids,
-        KnownPositives(by_id, own_keys),
-        _known_positives(shared, own_identity, numbered.corpus),
+        KnownPositives(torch.arange(len(numbered.corpus)), own_keys, torch.from_numpy(groups)),
+        _known_positives(row_query, numbered.row_positive, same_text, own_identity, numbered.corpus),
         own_identity,
         np.asarray(draw_keys, dtype=np.int64),
     )
 
 
-def _share_within_groups(pairs: tuple[Ids, Ids], groups: Ids) -> tuple[Ids, Ids]:
-    """Give every query the positives of all queries of its group."""
-    queries, positives = pairs
-    members: dict[int, list[int]] = {}
-    for query, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(query)
-    lists = [members[group] for group in groups[queries].tolist()]
-    others = np.asarray([query for queries_ in lists for query in queries_], dtype=np.int64)
-    # A query's own positives come first, in the order of its rows.
-    return (
-        np.concatenate([queries, others]),
-        np.concatenate([positives, np.repeat(positives, [len(queries_) for queries_ in lists])]),
-    )
-
-
-def _by_query(queries: Ids, positives: Ids, num_queries: int, num_texts: int) -> tuple[Ids, Ids]:
-    """Sort pairs by query, keeping each pair's first appearance and that order."""
-    _, first = np.unique(queries * num_texts + positives, return_index=True)
+def _by_group(groups: Ids, positives: Ids, num_texts: int) -> tuple[Ids, Ids]:
+    """Sort pairs by group, keeping each pair's first appearance and that order."""
+    _, first = np.unique(groups * num_texts + positives, return_index=True)
     first.sort()
-    order = first[np.argsort(queries[first], kind="stable")]
-    counts = np.bincount(queries[order], minlength=num_queries)
+    order = first[np.argsort(groups[first], kind="stable")]
+    counts = np.bincount(groups[order], minlength=int(groups.max(initial=-1)) + 1)
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), positives[order]
 
 
-def _known_positives(pairs: tuple[Ids, Ids], own_identity: Ids, corpus: Corpus) -> KnownPositives:
-    queries, positives = pairs
+def _known_positives(
+    row_query: Ids, row_positive: Ids, same_text: Ids, own_identity: Ids, corpus: Corpus
+) -> KnownPositives:
+    """Return what is right for each group: its positives, its own text, and anchors whose positive it is itself."""
+    positive_identity = corpus.identities[row_positive]
     has_own = np.flatnonzero(own_identity >= 0)
+    group_of = np.full(len(corpus), -1, dtype=np.int64)
+    group_of[own_identity[has_own]] = same_text[has_own]
+    # A row (a, b) makes a right for the query b, where a has a number in the corpus at all.
+    rows = np.flatnonzero((own_identity[row_query] >= 0) & (group_of[positive_identity] >= 0))
     keys = np.concatenate(
-        [queries * len(corpus) + corpus.identities[positives], has_own * len(corpus) + own_identity[has_own]]
+        [
+            same_text[row_query] * len(corpus) + positive_identity,
+            same_text[has_own] * len(corpus) + own_identity[has_own],
+            group_of[positive_identity[rows]] * len(corpus) + own_identity[row_query[rows]],
+        ]
     )
-    return KnownPositives(torch.from_numpy(corpus.identities), torch.from_numpy(np.unique(keys)))
+    return KnownPositives(
+        torch.from_numpy(corpus.identities), torch.from_numpy(np.unique(keys)), torch.from_numpy(same_text)
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,6 +70,52 @@ class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
         if self._row_hashes is None:
             self._row_hashes = pair_hashes(self.dataset)
 
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of an epoch, as row numbers; what is left over makes smaller ones unless it is dropped."""
+        if self.generator is not None and self.seed is not None:
+            self.generator.manual_seed(self.seed + self.epoch)
+        self._build_hashes()
+        rows = torch.randperm(len(self.dataset), generator=self.generator).tolist()
+        for batch in self._batches(rows):
+            if len(batch) == self.batch_size or not self.drop_last:
+                yield batch
+
+    def _batches(self, rows: list[int]) -> Iterator[list[int]]:
+        """Cut rows into batches, each taking the earliest rows left that repeat none of its texts.
+
+        A row that would repeat a text waits with the others of this text, of which only the first can enter the next
+        batch. So a batch looks at its own rows and at one row per text that is waited for, not at all that wait.
+        """
+        assert self._row_hashes is not None
+        waiting: dict[int, list[int]] = {}
+        place = 0
+        while place < len(rows) or waiting:
+            batch: list[int] = []
+            texts: set[int] = set()
+            heads = [(heap[0], text) for text, heap in waiting.items()]
+            heapq.heapify(heads)
+            while len(batch) < self.batch_size and (heads or place < len(rows)):
+                if heads:
+                    number, text = heapq.heappop(heads)
+                    if text in texts:
+                        continue  # all that wait for this text wait on
+                    heapq.heappop(waiting[text])
+                else:
+                    number, text, place = place, None, place + 1
+                own = self._row_hashes[rows[number]].tolist()
+                blocking = next((one for one in own if one in texts), None)
+                if blocking is None:
+                    batch.append(rows[number])
+                    texts.update(own)
+                else:
+                    heapq.heappush(waiting.setdefault(blocking, []), number)
+                if text is not None:
+                    if not waiting[text]:
+                        del waiting[text]
+                    elif text not in texts:
+                        heapq.heappush(heads, (waiting[text][0], text))
+            yield batch
+
 
 class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
     """Batches of anchors about one topic each, so that in-batch negatives are hard, too.
@@ -133,26 +179,6 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
         order = torch.randperm(len(full), generator=self.generator).tolist()
         yield from (full[number] for number in order)
         yield from ([] if self.drop_last else rest)
-
-    def _batches(self, rows: list[int]) -> Iterator[list[int]]:
-        """Cut rows into batches in their order; a row that would repeat a text waits for a later batch."""
-        assert self._row_hashes is not None
-        waiting: deque[int] = deque()
-        coming = deque(rows)
-        while waiting or coming:
-            batch: list[int] = []
-            texts: set[int] = set()
-            again: deque[int] = deque()
-            while len(batch) < self.batch_size and (waiting or coming):
-                row = waiting.popleft() if waiting else coming.popleft()
-                own = self._row_hashes[row].tolist()
-                if texts.isdisjoint(own):
-                    batch.append(row)
-                    texts.update(own)
-                else:
-                    again.append(row)
-            waiting.extendleft(reversed(again))
-            yield batch
 
     def _topics(self) -> np.ndarray:
         for _, view in live_views(self.dataset):

@@ -11,7 +11,7 @@ from itertools import accumulate
 from numbers import Real
 from typing import Any
 
-from st_hardneg.config import MiningConfig
+from st_hardneg.config import FIELD_TYPES, MiningConfig
 
 
 class Progress(float):
@@ -295,7 +295,7 @@ def checked_schedules(schedule: Any) -> Mapping[str, Schedule | float] | Curricu
 
 
 def _check_fields(values: Mapping[str, Any], *, numeric_only: bool) -> None:
-    kinds = {part.name: str(part.type) for part in fields(MiningConfig)}
+    kinds = FIELD_TYPES
     numeric = [name for name, kind in kinds.items() if kind.startswith(("int", "float"))]
     known = numeric if numeric_only else list(kinds)
     for name in values:
@@ -355,7 +355,7 @@ def _value(name: str, schedule: Schedule | float, progress: Progress) -> Any:
         raise ValueError(
             f"Expected the schedule of `{name}` to give a number, got {type(error).__name__}: {error}"
         ) from error
-    kind = next(str(part.type) for part in fields(MiningConfig) if part.name == name)
+    kind = FIELD_TYPES[name]
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"Expected the schedule of `{name}` to give finite numbers, got {value!r}.")
     return math.floor(float(value) + 0.5) if kind.startswith("int") else float(value)

@@ -137,21 +137,29 @@ class Scoring:
 
     @cached_property
     def positive_query(self) -> Tensor:
-        """int64 of shape ``(num_positives,)``: whose positive each of ``pairs.positive_ids`` is."""
+        """int64 of shape ``(m,)``: the queries, each as often as it has positives."""
         return torch.from_numpy(np.repeat(np.arange(self.pairs.num_queries), self.pairs.num_positives))
 
     @cached_property
+    def positive_of_query(self) -> Tensor:
+        """int64 of shape ``(m,)``: the corpus id of each query's positives, in the order of ``positive_query``."""
+        counts = self.pairs.num_positives
+        first = self.pairs.positive_offsets[self.pairs.group]
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        return torch.from_numpy(self.pairs.positive_ids[np.repeat(first, counts) + within])
+
+    @cached_property
     def positive_similarities(self) -> Tensor:
-        """float32 of shape ``(num_positives,)``: the model's similarity of each query with each of its positives."""
-        ids = torch.from_numpy(self.pairs.positive_ids)[:, None]
+        """float32 of shape ``(m,)``: the model's similarity of each query with each of its positives."""
+        ids = self.positive_of_query[:, None]
         return self.embeddings.similarity_of_pairs(self.positive_query, ids).squeeze(1)
 
     @cached_property
     def positive_scores(self) -> Tensor:
-        """float32 of shape ``(num_positives,)``: the scores that margins are measured from."""
+        """float32 of shape ``(m,)``: the scores that margins are measured from."""
         if self.cross_encoder is None:
             return self.positive_similarities
-        return self._rescore(self.positive_query, torch.from_numpy(self.pairs.positive_ids))
+        return self._rescore(self.positive_query, self.positive_of_query)
 
     @cached_property
     def lowest_positive_scores(self) -> Tensor:
@@ -161,7 +169,7 @@ class Scoring:
     @cached_property
     def _lowest_guide_scores(self) -> Tensor:
         assert self.guide is not None
-        ids = torch.from_numpy(self.pairs.positive_ids)[:, None]
+        ids = self.positive_of_query[:, None]
         return self._lowest(self.guide.similarity_of_pairs(self.positive_query, ids).squeeze(1))
 
     def _lowest(self, scores: Tensor) -> Tensor:
@@ -219,7 +227,8 @@ class Scoring:
     def _positive_similarity(self, found: Candidates) -> Tensor:
         nearest = torch.full(found.corpus_ids.shape, -torch.inf)
         offsets = torch.from_numpy(self.pairs.positive_offsets)
-        first, count = offsets[found.query_ids], offsets[found.query_ids + 1] - offsets[found.query_ids]
+        group = torch.from_numpy(self.pairs.group)[found.query_ids]
+        first, count = offsets[group], offsets[group + 1] - offsets[group]
         ids = torch.from_numpy(self.pairs.positive_ids)
         # The i-th positive of every query that has so many: a query with 200 does not inflate the others.
         for i in range(int(count.max()) if len(count) else 0):

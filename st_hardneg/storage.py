@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ from st_hardneg.report import MiningReport
 from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
+_ABANDONED_SECONDS = 3600.0
 _STATE_FILE = "st_hardneg.json"
 _ADDITIONS = ("cross_domain", "metadata_sources", "has_metadata_filter", "has_synthetic")
 _ORIGINS = {
@@ -78,11 +82,12 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
     """
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
+    _clean_up(parent, name)
     partial = tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent)
     try:
         with _no_progress_bars():
             write(partial)
-        os.chmod(partial, 0o777 & ~_umask())
+        os.chmod(partial, _usual_mode(partial))
         if os.path.exists(path):
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
             retired = tempfile.mkdtemp(prefix=f"{name}.old-", dir=parent)
@@ -107,6 +112,21 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
         raise
 
 
+def _clean_up(parent: str, name: str) -> None:
+    """Put right what a process that was killed while it saved has left: nothing is lost, and nothing stays."""
+    path = os.path.join(parent, name)
+    for leftover in sorted(glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + ".old-*"))):
+        earlier = os.path.join(leftover, "save")
+        if os.path.isdir(earlier) and not os.path.exists(path):
+            os.replace(earlier, path)
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + ".partial-*")):
+        # Another process may be writing one right now.
+        with suppress(OSError):
+            if time.time() - os.stat(leftover).st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     # Arrow files are written at every checkpoint of a training; two bars each time would be most of its output.
@@ -120,10 +140,14 @@ def _no_progress_bars() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _usual_mode(folder: str) -> int:
+    """Return the permissions of a new folder here. Asking the system for the umask would change it for all threads."""
+    probe = os.path.join(folder, ".mode")
+    os.mkdir(probe)
+    try:
+        return stat.S_IMODE(os.stat(probe).st_mode)
+    finally:
+        os.rmdir(probe)
 
 
 def _write(folder: str, state: SavedState) -> None:
@@ -429,6 +453,7 @@ def read_part(path: str, name: str) -> Dataset:
     Raises:
         ValueError: If it cannot be read.
     """
+    _check_inside(path, name)
     try:
         part = load_from_disk(os.path.join(path, name))
     except Exception as error:  # every kind of damage that Arrow and JSON can have
@@ -436,6 +461,24 @@ def read_part(path: str, name: str) -> Dataset:
     if not isinstance(part, Dataset):
         raise damaged(path, f"{name!r} is not a dataset")
     return part
+
+
+def _check_inside(path: str, name: str) -> None:
+    """Raise if a part names files outside of its folder: a stranger's save must not read what is not in it.
+
+    Raises:
+        ValueError: If so.
+    """
+    try:
+        with open(os.path.join(path, name, "state.json"), encoding="utf-8") as file:
+            files = [entry["filename"] for entry in json.load(file)["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return  # not even a dataset; reading it says so
+    folder = os.path.realpath(os.path.join(path, name))
+    for entry in files:
+        inside = isinstance(entry, str) and entry == os.path.basename(entry)
+        if not inside or os.path.dirname(os.path.realpath(os.path.join(folder, entry))) != folder:
+            raise damaged(path, f"{name!r} names a file outside of its folder, {entry!r}")
 
 
 def _checked_content(path: str, content: dict[str, Any]) -> dict[str, Any]:

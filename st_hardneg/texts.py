@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -11,28 +12,50 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
 Ids = npt.NDArray[np.int64]
 """Row numbers; shapes are given where they are used."""
 
+TEXT_TYPES = ("string", "large_string", "string_view")
+"""What ``datasets`` calls the types of a column of texts."""
+
 _READ_ROWS = 10_000
+
+
+# Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt: characters that are there and cannot be seen.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
 
 
 def same_text_key(text: str) -> bytes:
     r"""Digest that two texts share when a reader would call them the same text.
 
-    Unicode is normalised to NFKC, case is folded, runs of whitespace become one space.
+    Source: NFKC_Casefold of the Unicode Standard (section 3.13), which leaves out invisible characters and normalises
+    once more after folding case; then runs of whitespace become one space.
 
     Example:
         >>> same_text_key("  Straße\n 1") == same_text_key("STRASSE 1")
         True
+        >>> same_text_key("soft\u00adhyphen") == same_text_key("softhyphen")
+        True
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return text_digest(" ".join(text.casefold().split()))
+    return text_digest(" ".join(_casefolded(text).split()))
+
+
+def _casefolded(text: str) -> str:
+    if text.isascii():
+        return text.lower()
+    for _ in range(3):  # what folding yields may normalise further
+        folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold())
+        if folded == text:
+            break
+        text = folded
+    return text
 
 
 def text_digest(text: str) -> bytes:
@@ -55,7 +78,10 @@ class TextColumn:
     """
 
     def __init__(self, dataset: Dataset, name: str) -> None:
-        self._dataset = dataset.with_format(None).select_columns([name])
+        dataset = dataset.with_format(None).select_columns([name])
+        if str(dataset.data.column(name).type) == "string_view":  # polars, DuckDB; `datasets` cannot join it to others
+            dataset = dataset.cast_column(name, Value("large_string"))
+        self._dataset = dataset
         self._name = name
         self._open()
 
@@ -132,7 +158,7 @@ def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empt
             f"`{parameter}={name!r}` is not a column of the dataset. Columns are {dataset.column_names}.{hint}"
         )
     dtype = getattr(dataset.features[name], "dtype", None)
-    if dtype not in ("string", "large_string"):
+    if dtype not in TEXT_TYPES:
         raise TypeError(
             f"Expected the column {name!r} to hold text (strings), got {dataset.features[name]}. "
             "Name a text column, or turn this one into text with `dataset.map`."

@@ -17,8 +17,9 @@ from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-BeirTable: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Dataset
-"""A path to a ``.jsonl`` or ``.tsv`` file (also ``.gz``), a list of dictionaries, or a Dataset."""
+BeirTable: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | Dataset
+"""A path to a ``.jsonl`` or ``.tsv`` file (also ``.gz``), a list of dictionaries, a Dataset, or a dictionary by id as
+BEIR's ``GenericDataLoader`` returns it."""
 
 _ID_NAMES = ("_id", "id")
 
@@ -40,29 +41,48 @@ def read_beir(
         ``_id``, ``text`` (title and text) and its other columns.
 
     Raises:
-        ValueError: If a column is missing, an id occurs twice, or a judgement names an unknown id.
+        ValueError: If a column is missing, an id occurs twice, or no judgement is left. Judgements that name an unknown
+            id, and queries and documents without a text, are left out with a warning.
     """
     texts, documents = _documents(corpus, title_separator)
     anchors = _queries(queries)
     pairs: dict[str, list[Any]] = {name: [] for name in ("anchor", "positive", "query-id", "corpus-id", "score")}
+    unusable: list[str] = []
     for row in _rows(qrels, "qrels"):
         query_id, corpus_id = str(_get(row, "query-id", "qrels")), str(_get(row, "corpus-id", "qrels"))
         score = _score(row)
         if score <= 0:
             continue
-        for name, known, wanted in (("query", anchors, query_id), ("corpus", texts, corpus_id)):
-            if not known.get(wanted):
-                raise ValueError(
-                    f"Expected every judgement in `qrels` to name known ids, got the {name} id {wanted!r}, which is "
-                    "not among them or has no text. Pass the tables of one data set, complete."
-                )
+        if missing := _first_missing(anchors, query_id, texts, corpus_id):
+            unusable.append(missing)
+            continue
         for name, value in zip(pairs, (anchors[query_id], texts[corpus_id], query_id, corpus_id, score), strict=True):
             pairs[name].append(value)
+    if unusable:
+        logger.warning(
+            f"{len(unusable):,} judgements are left out, because they name an id that is not in the tables or has no text, "
+            f"such as {unusable[0]}."
+        )
+    if unusable and not pairs["anchor"]:
+        raise ValueError(
+            f"No judgement in `qrels` names ids of both tables that have a text, such as {unusable[0]}. Pass the tables "
+            "of one data set."
+        )
     if not pairs["anchor"]:
         raise ValueError("Expected judgements with a score above 0 in `qrels`, got none. Check the file and its split.")
     highest = max(pairs["score"])
     pairs["weight"] = [score / highest for score in pairs["score"]]
     return _dataset(pairs, "queries"), _dataset(_columns(documents), "corpus")
+
+
+def _first_missing(
+    anchors: Mapping[str, str], query_id: str, texts: Mapping[str, str], corpus_id: str
+) -> str | None:
+    """Name the id of a judgement that has no text, or return None."""
+    for name, known, wanted in (("query", anchors, query_id), ("corpus", texts, corpus_id)):
+        if not known.get(wanted):
+            return f"the {name} id {wanted!r}"
+    return None
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -99,14 +119,16 @@ def _documents(corpus: BeirTable, title_separator: str) -> tuple[dict[str, str],
 def _queries(queries: BeirTable) -> dict[str, str]:
     """Return every query's text by id."""
     anchors: dict[str, str] = {}
+    empty: list[str] = []
     for row in _rows(queries, "queries"):
         identifier, text = _new_id(row, anchors, "queries"), _get(row, "text", "queries")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"Expected `queries` to have a text for every query, got {text!r} for the id {identifier!r}. Remove the "
-                "query and its judgements."
-            )
+            anchors[identifier] = ""
+            empty.append(identifier)
+            continue
         anchors[identifier] = text
+    if empty:
+        logger.warning(f"{len(empty):,} queries without a text are left out, such as {empty[0]!r}.")
     return anchors
 
 
@@ -122,7 +144,9 @@ def _score(row: Mapping[str, Any]) -> float:
 
 
 def _rows(table: BeirTable, name: str) -> Iterator[Mapping[str, Any]]:
-    if isinstance(table, (str, os.PathLike)):
+    if isinstance(table, Mapping):
+        yield from _rows_of_mapping(table, name)
+    elif isinstance(table, (str, os.PathLike)):
         yield from _read(os.fspath(table))
     elif isinstance(table, Dataset) or (isinstance(table, Sequence) and not isinstance(table, (bytes, Mapping))):
         for row in table:
@@ -136,6 +160,23 @@ def _rows(table: BeirTable, name: str) -> Iterator[Mapping[str, Any]]:
         raise TypeError(
             f"Expected `{name}` to be a path, a list of dictionaries or a Dataset, got {type(table).__name__}."
         )
+
+
+def _rows_of_mapping(table: Mapping[Any, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of what BEIR's ``GenericDataLoader`` returns: texts, documents or judgements by id."""
+    for key, value in table.items():
+        if name == "qrels" and isinstance(value, Mapping):
+            for corpus_id, score in value.items():
+                yield {"query-id": str(key), "corpus-id": str(corpus_id), "score": score}
+        elif name != "qrels" and isinstance(value, str):
+            yield {"_id": str(key), "text": value}
+        elif name != "qrels" and isinstance(value, Mapping):
+            yield {**value, "_id": str(key)}
+        else:
+            raise TypeError(
+                f"Expected `{name}` to map ids to {'judgements by corpus id' if name == 'qrels' else 'texts or documents'}, "
+                f"got {type(value).__name__} for the id {key!r}."
+            )
 
 
 def _read(path: str) -> Iterator[Mapping[str, Any]]:

@@ -129,7 +129,7 @@ def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
         sharing = np.bincount(corpus.identities[pairs.positive_ids], minlength=len(corpus))
         # Where thousands of anchors have one answer, the search among anchors ends early, and corpus texts remain.
         searched += np.minimum(sharing, _MOST_SHARING)
-    known = pairs.known.keys.numpy()
-    query, identity = np.divmod(known, len(corpus))
-    forbidden = np.bincount(query, weights=searched[identity], minlength=pairs.num_queries).astype(np.int64)
-    return np.maximum(forbidden - pairs.num_positives, 0)
+    group, identity = np.divmod(pairs.known.keys.numpy(), len(corpus))
+    groups = pairs.known.groups.numpy()
+    by_group = np.bincount(group, weights=searched[identity], minlength=int(groups.max(initial=0)) + 1)
+    return np.maximum(by_group[groups].astype(np.int64) - pairs.num_positives, 0)

@@ -34,7 +34,7 @@ class WrittenSource:
         pairs, corpus = self.scoring.pairs, self.scoring.corpus
         rows = []
         for query in query_ids.tolist():
-            positives = pairs.positive_ids[pairs.positive_offsets[query] : pairs.positive_offsets[query + 1]]
+            positives = pairs.positives_of(query)
             first = np.searchsorted(corpus.synthetic_from, positives, side="left")
             last = np.searchsorted(corpus.synthetic_from, positives, side="right")
             rows.append(np.concatenate([corpus.synthetic_ids[a:b] for a, b in zip(first, last, strict=True)]))
