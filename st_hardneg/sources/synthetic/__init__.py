@@ -1,6 +1,6 @@
 """Synthetic negatives: texts that are written as wrong answers, and the makers that write them.
 
-A maker is any function of this shape, such as the three classes here. It knows texts only, no datasets.
+A maker is a function of the type :data:`SyntheticTexts`, such as the three classes here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from st_hardneg.errors import MiningError
 from st_hardneg.sources.synthetic.contradictions import DEFAULT_PROMPT, Contradictions
-from st_hardneg.sources.synthetic.keyword_edits import KeywordEdits, entities_in
+from st_hardneg.sources.synthetic.keyword_edits import KeywordEdits
 from st_hardneg.sources.synthetic.makers import DistinctTexts, checked_positives
 from st_hardneg.sources.synthetic.text_perturbations import TextPerturbations
 
@@ -22,7 +22,6 @@ __all__ = [
     "SyntheticTexts",
     "TextPerturbations",
     "checked_synthetic",
-    "entities_in",
 ]
 
 logger = logging.getLogger(__name__)
@@ -48,72 +47,51 @@ def checked_synthetic(texts_of: SyntheticTexts, positives: Sequence[str]) -> lis
 
     Raises:
         TypeError: If the maker cannot be called, or returns something else than sequences of texts.
-        ValueError: If it returns more or fewer sequences than it got positives.
+        ValueError: If it returns more or fewer sequences than it got positives, or a text with a lone surrogate.
         MiningError: If no text at all is left.
-
-    Example:
-        >>> checked_synthetic(lambda texts: [[text + " not", "no " + text] for text in texts], ["so it is"])
-        [['so it is not', 'no so it is']]
     """
     if not callable(texts_of):
-        raise TypeError(
-            f"Expected a function that takes a list of texts, got {type(texts_of).__name__}. Pass a function, or a maker "
-            "such as `KeywordEdits()`."
-        )
+        raise TypeError(f"Expected a function that takes a list of texts, got {type(texts_of).__name__}.")
     positives = checked_positives(positives)
     kept: list[list[str]] = []
     num_written = 0
     for start in range(0, len(positives), _BATCH):
         batch = list(positives[start : start + _BATCH])
-        for text, written in zip(batch, _of_right_shape(texts_of(batch), len(batch), start), strict=True):
-            found = DistinctTexts(text, len(written))
-            for one in written:
-                found.add(one)
+        for text, written in zip(batch, _checked_rows(texts_of(batch), len(batch), start), strict=True):
             num_written += len(written)
-            kept.append(found.texts)
+            kept.append(DistinctTexts(text, len(written)).among(written))
     num_kept = sum(map(len, kept))
     if positives and not num_kept:
-        raise MiningError(
-            f"Expected synthetic texts, got no text for any of {len(positives):,} positives that is not empty and differs "
-            f"from its positive ({num_written:,} were written). Use another maker, or other positives."
-        )
+        got = f"no text for any of {len(positives):,} positives that is not empty and differs from its positive"
+        raise MiningError(f"Expected synthetic texts, got {got} ({num_written:,} were written). Use another maker.")
     if num_kept < num_written:
-        logger.warning(
-            f"{num_written - num_kept:,} of {num_written:,} synthetic texts are dropped: they are empty, or the same as "
-            "their positive or as another one of it."
-        )
+        dropped = f"{num_written - num_kept:,} of {num_written:,} synthetic texts are dropped"
+        logger.warning(f"{dropped}: they are empty, or the same as their positive or as another text written for it.")
     return kept
 
 
-def _of_right_shape(result: Any, wanted: int, start: int) -> list[list[str]]:
+def _checked_rows(result: Any, wanted: int, start: int) -> list[list[str]]:
     """Return a maker's result as lists; refuse another shape."""
-    if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
-        raise TypeError(
-            f"Expected the maker of synthetic texts to return a list of texts per positive, got {type(result).__name__}. "
-            "Return one list for each positive, empty where there is none."
-        )
+    expected = "Expected the maker of synthetic texts to return"
+    per_positive = "Return one list for each positive, empty where there is none."
+    if not _is_list_like(result):
+        raise TypeError(f"{expected} a list of texts per positive, got {type(result).__name__}. {per_positive}")
     rows = list(result)
     if len(rows) != wanted:
-        raise ValueError(
-            f"Expected the maker of synthetic texts to return {wanted:,} lists, one per positive, got {len(rows):,}. "
-            "Return an empty list where there is none."
-        )
+        raise ValueError(f"{expected} {wanted:,} lists, one per positive, got {len(rows):,}. {per_positive}")
     for i, row in enumerate(rows):
-        if isinstance(row, (str, bytes, dict)) or not isinstance(row, Iterable):
-            raise TypeError(
-                f"Expected the maker of synthetic texts to return a list of texts for each positive, got "
-                f"{type(row).__name__} for positive {start + i:,}. Put it into a list."
-            )
+        where = f"for positive {start + i:,}"
+        if not _is_list_like(row):
+            raise TypeError(f"{expected} a list of texts for each positive, got {type(row).__name__} {where}.")
         rows[i] = list(row)
-        if any(isinstance(one, str) and any("\ud800" <= char <= "\udfff" for char in one) for one in rows[i]):
-            raise ValueError(
-                f"Expected the maker of synthetic texts to return valid Unicode, got a lone surrogate for positive "
-                f"{start + i:,}. Clean its texts, for example with `text.encode('utf-8', 'replace').decode()`."
-            )
-        wrong = next((one for one in rows[i] if not isinstance(one, str)), None)
-        if any(not isinstance(one, str) for one in rows[i]):
-            raise TypeError(
-                f"Expected the maker of synthetic texts to return strings, got {type(wrong).__name__} for positive "
-                f"{start + i:,}. Return texts only."
-            )
+        for text in rows[i]:
+            if not isinstance(text, str):
+                raise TypeError(f"{expected} strings, got {type(text).__name__} {where}.")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                fix = "Use `text.encode('utf-8', 'replace').decode()`."
+                raise ValueError(f"{expected} valid Unicode, got a lone surrogate {where}. {fix}")
     return rows
+
+
+def _is_list_like(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, dict))

@@ -2,98 +2,68 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
 from st_hardneg.texts import same_text_key
 
 
-def generator_of(seed: int, text: str) -> random.Random:
-    """Return a random generator that depends on the seed and the text only, not on the batch the text comes in.
-
-    Example:
-        >>> generator_of(0, "a").random() == generator_of(0, "a").random() != generator_of(1, "a").random()
-        True
-    """
-    digest = hashlib.blake2b(f"{seed}:".encode(), digest_size=16)
-    digest.update(text.encode("utf-8", "surrogatepass"))
-    return random.Random(int.from_bytes(digest.digest(), "little"))
-
-
 class DistinctTexts:
-    """Collects texts that a reader would tell from each other and from the one they are made of.
-
-    Args:
-        original: The text they are made of.
-        limit: How many are wanted.
-    """
+    """Picks up to ``limit`` texts that a reader would tell from each other and from the one they are made of."""
 
     def __init__(self, original: str, limit: int) -> None:
         self._keys = {same_text_key(original), same_text_key("")}
         self._limit = limit
-        self.texts: list[str] = []
 
-    @property
-    def full(self) -> bool:
-        """Whether no more are wanted."""
-        return len(self.texts) >= self._limit
+    def among(self, texts: Iterable[str]) -> list[str]:
+        """Return the first texts that are not empty, and not the same as the original or one before."""
+        kept: list[str] = []
+        for text in texts:
+            if len(kept) == self._limit:
+                break
+            key = same_text_key(text)
+            if key not in self._keys:
+                self._keys.add(key)
+                kept.append(text)
+        return kept
 
-    def add(self, text: str) -> None:
-        """Take a text in, unless it is empty, one of them already, or one too many."""
-        key = same_text_key(text)
-        if key not in self._keys and not self.full:
-            self._keys.add(key)
-            self.texts.append(text)
+
+def rewritten(text: str, num_texts: int, seed: int, edits: Callable[[str, random.Random], Iterator[str]]) -> list[str]:
+    """Return the first distinct texts of some edits, which may draw from a generator made of seed and text only."""
+    draws = random.Random(f"{seed}:{text}".encode("utf-8", "surrogatepass"))
+    # Some edits change nothing or come twice, so there are more edits than texts.
+    return DistinctTexts(text, num_texts).among(islice(edits(text, draws), 4 * num_texts + 8))
 
 
-def checked_integer(name: str, value: Any, least: int, most: int) -> int:
-    """Return an argument as Python's integer.
-
-    Raises:
-        TypeError: If it is none.
-        ValueError: If it is out of range.
-    """
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(
-            f"Expected `{name}` to be an integer, got {value!r} ({type(value).__name__}). Pass a value of that type."
-        )
-    if not least <= int(value) <= most:
-        raise ValueError(f"Expected `{name}` to be from {least:,} to {most:,}, got {value!r}. Choose another value.")
-    return int(value)
+def check_integers(maker: Any, **most: int) -> None:
+    """Make the seed of a frozen dataclass and fields from 1 to ``most`` Python's integers; refuse other values."""
+    for name, limit in {**most, "seed": 2**63 - 1}.items():
+        value, least = getattr(maker, name), 0 if name == "seed" else 1
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"Expected `{name}` to be an integer, got {value!r} ({type(value).__name__}).")
+        if not least <= int(value) <= limit:
+            raise ValueError(f"Expected `{name}` to be from {least:,} to {limit:,}, got {value!r}.")
+        object.__setattr__(maker, name, int(value))
 
 
 def checked_kinds(kinds: Any, known: Sequence[str]) -> tuple[str, ...]:
-    """Return the kinds of edits that are asked for, as a tuple.
-
-    Raises:
-        TypeError: If they are no sequence.
-        ValueError: If there is none, or one is not known.
-    """
+    """Return the kinds of edits that are asked for; TypeError if they are no tuple, ValueError if one is unknown."""
     if not isinstance(kinds, (tuple, list)):
-        raise TypeError(
-            f"Expected `kinds` to be a tuple of names, got {kinds!r} ({type(kinds).__name__}). Choose from {list(known)}."
-        )
-    wrong = [kind for kind in kinds if kind not in known]
-    if wrong or not kinds:
-        raise ValueError(f"Expected `kinds` to be some of {list(known)}, got {list(kinds)}. Choose from these.")
+        raise TypeError(f"Expected `kinds` to be a tuple of names out of {list(known)}, got {kinds!r}.")
+    if not kinds or any(kind not in known for kind in kinds):
+        raise ValueError(f"Expected `kinds` to be some of {list(known)}, got {list(kinds)}.")
     return tuple(dict.fromkeys(kinds))
 
 
 def checked_positives(positives: Any) -> Sequence[str]:
-    """Return what a maker was called with.
-
-    Raises:
-        TypeError: If it is one text, or not texts only.
-    """
+    """Return what a maker was called with, as a sequence; TypeError if it is one text, or not texts only."""
     if isinstance(positives, str):
         raise TypeError("Expected a list of texts, got one text. Put it into a list.")
     texts: Sequence[str] = positives if isinstance(positives, Sequence) else list(positives)
-    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"Expected a list of texts, got {type(texts[wrong]).__name__} at position {wrong}. Pass strings only."
-        )
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Expected a list of texts, got {type(text).__name__} at position {i}.")
     return texts

@@ -2,145 +2,99 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
-from typing import Any
 
-from st_hardneg.errors import require_extra
-from st_hardneg.sources.synthetic.makers import (
-    DistinctTexts,
-    checked_integer,
-    checked_kinds,
-    checked_positives,
-    generator_of,
-)
+from st_hardneg.sources.synthetic.makers import check_integers, checked_kinds, checked_positives, rewritten
 
-PERTURBATIONS = ("character", "word")
+_EDITS = {"character": "swap drop insert replace mistype".split(), "word": ["swap words", "drop word", "split word"]}
 
-# nlpaug's time grows with the square of a text's length, so it gets a text in pieces of this many words.
-_PIECE = 100
+# Each row of a keyboard lies about half a key to the right of the row above it.
+_ROWS = enumerate(("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm"))
+_KEYS = {key: (column + row / 2, row) for row, keys in _ROWS for column, key in enumerate(keys)}
+_NEARBY = {
+    key: [other for other, (u, v) in _KEYS.items() if other != key and abs(x - u) <= 1 and abs(y - v) <= 1]
+    for key, (x, y) in _KEYS.items()
+}
 
 
 @dataclass(frozen=True)
 class TextPerturbations:
-    """Writes each positive anew with typing errors: characters or words swapped, dropped, inserted, misspelt or split.
+    """Rewrites each positive with typing errors.
 
-    A perturbed positive mostly keeps its meaning: as a negative, it tells a model that the wording decides. That is
-    wanted where wording does decide (names, codes, part numbers, quotations), and as a check of robustness. To teach
-    a model that a small change of wording can change the meaning, use
-    :class:`~st_hardneg.sources.synthetic.KeywordEdits`, which needs no library.
-
-    The edits are nlpaug's (https://github.com/makcedward/nlpaug), with a random generator of their own: results
-    depend on seed and text alone, Python's and NumPy's global generators are left as found, and threads do not
-    disturb each other. Runs of whitespace become one space. Words that have no spaces between them (Chinese, Thai)
-    count as one, and get one edit.
+    The texts mostly keep their meaning. As negatives, they teach a model that the exact wording decides. That is right
+    for names, codes and quotations, and wrong for most other searches, where :class:`KeywordEdits` serves better.
+    Runs of whitespace become one space. Inserted letters are drawn from the text, so that the alphabet does not matter.
+    Text without spaces (Chinese, Thai) counts as one word.
 
     Args:
-        num_texts: How many texts to write per positive; fewer where fewer different ones come out.
-        kinds: Which edits to draw from: ``"character"`` (one character of a word swapped with its neighbour, dropped,
-            inserted, replaced, or mistyped for one beside it on the keyboard), ``"word"`` (two neighbours swapped, a
-            word dropped, split, or misspelt as people misspell it).
-        rate: Share of the words that are edited, at least one.
+        num_texts: How many texts to write per positive; fewer where fewer different ones are found.
+        kinds: Which edits to draw from: ``"character"`` (one character of a word is swapped with the next one, dropped,
+            inserted, replaced, or mistyped for a neighbour on a QWERTY keyboard), ``"word"`` (a word is swapped with
+            the next one, dropped, or split).
+        rate: Share of the words that are edited, above 0 and at most 1; at least one word is.
         seed: Seed of the draws.
 
     Raises:
-        MissingExtraError: If nlpaug is not installed.
         TypeError: If an argument has the wrong type.
         ValueError: If a value is out of range.
-
-    Example:
-        >>> make = TextPerturbations(seed=1)
-        >>> [[text]] = make(["the cat sat on the mat"])
-        >>> text != "the cat sat on the mat" and make(["another text", "the cat sat on the mat"])[1] == [text]
-        True
     """
 
     num_texts: int = 1
-    kinds: tuple[str, ...] = PERTURBATIONS
+    kinds: tuple[str, ...] = tuple(_EDITS)
     rate: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_texts", checked_integer("num_texts", self.num_texts, 1, 1_000))
-        object.__setattr__(self, "seed", checked_integer("seed", self.seed, 0, 2**63 - 1))
-        object.__setattr__(self, "kinds", checked_kinds(self.kinds, PERTURBATIONS))
+        check_integers(self, num_texts=1_000)
+        object.__setattr__(self, "kinds", checked_kinds(self.kinds, tuple(_EDITS)))
         if not isinstance(self.rate, Real) or isinstance(self.rate, bool):
-            raise TypeError(
-                f"Expected `rate` to be a number, got {self.rate!r} ({type(self.rate).__name__}). Pass a value of that "
-                "type."
-            )
+            raise TypeError(f"Expected `rate` to be a number, got {self.rate!r} ({type(self.rate).__name__}).")
         if not (math.isfinite(self.rate) and 0 < self.rate <= 1):
-            raise ValueError(f"Expected `rate` to be above 0 and at most 1, got {self.rate!r}. Choose another value.")
-        require_extra("nlpaug", "synthetic", "`TextPerturbations`")
+            raise ValueError(f"Expected `rate` to be above 0 and at most 1, got {self.rate!r}.")
 
     def __call__(self, positives: Sequence[str]) -> list[list[str]]:
         """Return for each positive its perturbed texts; an empty list where there is nothing to edit."""
-        return [self._perturb(text) for text in checked_positives(positives)]
+        return [rewritten(text, self.num_texts, self.seed, self._perturbed) for text in checked_positives(positives)]
 
-    def _perturb(self, text: str) -> list[str]:
-        found = DistinctTexts(text, self.num_texts)
+    def _perturbed(self, text: str, draws: random.Random) -> Iterator[str]:
         words = text.split()
-        if not words:
-            return []
-        draws = generator_of(self.seed, text)
-        for _ in range(4 * self.num_texts + 8):
-            if found.full:
-                break
-            # The classes are shared; a shallow copy with its own generator is what makes them independent.
-            editor = copy.copy(draws.choice(_editors(self.kinds, float(self.rate))))
-            editor.sample = _Sample(draws)
-            found.add(" ".join(self._edited(words, editor, draws)))
-        return found.texts
-
-    def _edited(self, words: list[str], editor: Any, draws: random.Random) -> Iterator[str]:
-        pieces = [" ".join(words[start : start + _PIECE]) for start in range(0, len(words), _PIECE)]
-        for piece in pieces:
-            results = editor.augment(piece)
-            yield results[0] if results else piece
-
-
-class _Sample:
-    """In the place of ``nlpaug.Augmenter.sample``, which draws from the global generators."""
-
-    def __init__(self, draws: random.Random) -> None:
-        self._draws = draws
-
-    def __call__(self, source: Any, num: int | None = None) -> Any:
-        if isinstance(source, int):
-            return self._draws.randrange(1, source - 1)
-        # Sorted: nlpaug's dictionary of misspellings comes out of a set, in another order in every process.
-        return self._draws.sample(sorted(source), num or 1)
+        letters = sorted({character for character in text.lower() if character.isalnum()})
+        places = [i for i, word in enumerate(words) if any(map(str.isalnum, word))]
+        edits = [edit for kind in self.kinds for edit in _EDITS[kind]]
+        while places:
+            edited = list(words)
+            for i in draws.sample(places, max(1, round(self.rate * len(places)))):
+                edit = draws.choice(edits)
+                if edit == "swap words" and i + 1 < len(words):
+                    edited[i : i + 2] = edited[i + 1], edited[i]
+                elif edit == "drop word":
+                    edited[i] = ""
+                elif edit == "split word":
+                    at = draws.randrange(len(edited[i]) or 1)
+                    edited[i] = f"{edited[i][:at]} {edited[i][at:]}".strip()
+                elif edit in _EDITS["character"]:
+                    edited[i] = _with_typing_error(edit, edited[i], letters, draws)
+            yield " ".join(filter(None, edited))
 
 
-@lru_cache(maxsize=32)
-def _editors(kinds: tuple[str, ...], rate: float) -> list[Any]:
-    with warnings.catch_warnings():
-        # An escape sequence in a module of nlpaug that is not used here.
-        warnings.simplefilter("ignore")
-        import nlpaug.augmenter.char as characters
-        import nlpaug.augmenter.word as words
-
-    layout = {"tokenizer": str.split, "reverse_tokenizer": " ".join}
-    one_per_word = {"aug_char_min": 1, "aug_char_max": 1, "aug_word_p": rate, "aug_word_min": 1, "aug_word_max": None}
-    share = {"aug_p": rate, "aug_min": 1, "aug_max": None}
-    editors: list[Any] = []
-    if "character" in kinds:
-        editors += [
-            characters.RandomCharAug(action=action, min_char=2, spec_char="", **one_per_word, **layout)
-            for action in ("swap", "delete", "insert", "substitute")
-        ]
-        editors.append(
-            characters.KeyboardAug(
-                min_char=2, include_special_char=False, include_upper_case=False, **one_per_word, **layout
-            )
-        )
-    if "word" in kinds:
-        editors += [words.RandomWordAug(action=action, **share, **layout) for action in ("swap", "delete")]
-        editors += [words.SplitAug(**share, **layout), words.SpellingAug(include_reverse=False, **share, **layout)]
-    return editors
+def _with_typing_error(edit: str, word: str, letters: list[str], draws: random.Random) -> str:
+    """Return a word with one of its letters or digits edited; new letters take the case of the word."""
+    places = [at for at, character in enumerate(word) if character.isalnum()]
+    if not places:  # another edit swapped or dropped the word that was here
+        return word
+    at = draws.choice(places)
+    here, rest = word[at], word[at + 1 :]
+    if edit == "swap":
+        return word[:at] + rest[:1] + here + rest[1:]
+    if edit == "drop":
+        return word[:at] + rest if len(word) > 1 else word
+    # A character that is not on the keyboard is replaced by one of the text.
+    new = draws.choice(_NEARBY.get(here.lower(), letters) if edit == "mistype" else letters)
+    new = here + new if edit == "insert" else new
+    if here.isupper():
+        new = new.upper() if word.isupper() else new.capitalize()
+    return word[:at] + new + rest
