@@ -207,17 +207,22 @@ class MiningCallback(TrainerCallback):
             )
         if trained is not None:
             similarity_name(trained)
-        prompts = getattr(trained, "prompts", None) or {}
+        self._warn_of_other_prompts(getattr(trained, "prompts", None) or {}, args)
+
+    def _warn_of_other_prompts(self, prompts: Mapping[str, str], args: TrainingArguments) -> None:
+        """Warn where the first mining used the model's own prompts, and refreshes will use none."""
         used = sorted(name for name in ("query", "document") if prompts.get(name))
-        if used and not getattr(args, "prompts", None):
-            for target in self._targets:
-                config = target.hard_negatives.config
-                if not (config.query_prompt or config.query_prompt_name or config.corpus_prompt or config.corpus_prompt_name):
-                    logger.warning(
-                        f"The model has prompts of its own for {used}, which `mine(model)` uses, and the training has none "
-                        "(`args.prompts`), so refreshes mine without them. Set `prompts` in the training arguments, or the "
-                        "prompts of the MiningConfig, so that every mining uses the same."
-                    )
+        if not used or getattr(args, "prompts", None):
+            return
+        for target in self._targets:
+            config = target.hard_negatives.config
+            own = (config.query_prompt, config.query_prompt_name, config.corpus_prompt, config.corpus_prompt_name)
+            if not any(own):
+                logger.warning(
+                    f"`mine(model)` uses the model's own prompts for {used}. The training has none (`args.prompts`), and "
+                    "refreshes mine as the model is trained, without them. Set `prompts` in the training arguments, or "
+                    "the prompts of the MiningConfig, so that every mining uses the same."
+                )
 
     def _agree_over_ranks(self, args: TrainingArguments) -> None:
         """Let every rank begin with the negatives of rank 0: weights that round differently mine differently."""
@@ -571,7 +576,9 @@ def training_encodings(
     )
 
 
-def check_trained_as_mined(hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None) -> None:
+def check_trained_as_mined(
+    hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None
+) -> None:
     """Raise if positives are trained with a prompt and negatives without: the prompt alone would tell them apart.
 
     Sentence Transformers gives prompts to columns by their exact names, and users do not know ours.
@@ -588,11 +595,13 @@ def check_trained_as_mined(hard_negatives: HardNegativeDataset, args: TrainingAr
         return
     anchor = _for_column(prompts, hard_negatives.anchor_column_name, dataset_name)
     own = {hard_negatives.anchor_column_name: anchor, hard_negatives.positive_column_name: positive}
-    wanted: Any = {name: prompt for name, prompt in {**own, **dict.fromkeys(names, positive)}.items() if prompt is not None}
+    wanted: Any = {
+        name: prompt for name, prompt in {**own, **dict.fromkeys(names, positive)}.items() if prompt is not None
+    }
     wanted = wanted if dataset_name is None or dataset_name not in prompts else {dataset_name: wanted}
     raise ValueError(
-        f"Positives (the column {hard_negatives.positive_column_name!r}) are trained with the prompt {positive!r}, but not "
-        f"all of the negatives beside them, so the prompt alone would tell them apart. Set `prompts={wanted}` in the "
+        f"Positives (the column {hard_negatives.positive_column_name!r}) are trained with the prompt {positive!r}, but "
+        f"not all of the negatives beside them, so the prompt alone would tell them apart. Set `prompts={wanted}` in the "
         "training arguments."
     )
 

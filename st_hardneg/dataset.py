@@ -352,7 +352,10 @@ class HardNegativeDataset:
         mining, num_minings, live_rows = state
         if mining is None or self._mining is None:
             return
-        if not np.array_equal(live_rows, self._live_rows):
+        ours, theirs = self._live_rows, live_rows
+        if (ours is None) != (theirs is None) or (
+            ours is not None and theirs is not None and not np.array_equal(ours, theirs)
+        ):
             raise ValueError(
                 "The ranks' live views have different rows: their minings left other slots empty. Mine on one rank, "
                 '`save_to_disk`, and load on all of them; or set `shortfall="random"`, which keeps every row.'
@@ -801,7 +804,9 @@ class HardNegativeDataset:
         dataset, source = build(tuples, output_format, output_scores)
         if not keep_columns:
             return dataset
-        ours = [name for name in dataset.column_names if name not in (self.anchor_column_name, self.positive_column_name)]
+        ours = [
+            name for name in dataset.column_names if name not in (self.anchor_column_name, self.positive_column_name)
+        ]
         if clash := sorted(set(ours) & set(self._dataset.column_names)):
             raise ValueError(
                 f"The dataset has columns {clash} of its own, and so has the output. Rename yours before the dataset is "

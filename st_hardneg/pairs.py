@@ -90,9 +90,12 @@ class KnownPositives:
         if not len(self.keys):
             return torch.zeros_like(corpus_ids, dtype=torch.bool)
         identity = self.identities[corpus_ids.clamp(min=0)]
-        wanted = (self.groups[query_ids][:, None] * len(self.identities) + identity).contiguous()
+        # Ids of another dataset may lie outside; nothing is known of them.
+        is_known = (query_ids >= 0) & (query_ids < len(self.groups))
+        groups = self.groups[query_ids.clamp(0, len(self.groups) - 1)]
+        wanted = (groups[:, None] * len(self.identities) + identity).contiguous()
         place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return (self.keys[place] == wanted) & (corpus_ids >= 0)
+        return (self.keys[place] == wanted) & (corpus_ids >= 0) & is_known[:, None]
 
 
 @dataclass(frozen=True, eq=False)

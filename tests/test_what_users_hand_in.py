@@ -89,7 +89,7 @@ def test_the_other_side_of_a_pair_is_no_negative(bag_of_words):
 
 
 def test_string_views_and_texts_by_id(bag_of_words, word_pairs):
-    """polars and DuckDB hand over `string_view`; a corpus may come as `{id: text}`."""
+    """Polars and DuckDB hand over `string_view`; a corpus may come as `{id: text}`."""
     table = pa.table({name: pa.array(word_pairs[name][:], pa.string_view()) for name in word_pairs.column_names})
     corpus = {f"d{number}": text for number, text in enumerate(random_texts(30, seed=8))}
     found = mined(Dataset(table), corpus, model=bag_of_words)
@@ -179,7 +179,9 @@ def test_equal_trials_on_one_dataset_are_equal(word_pairs, tmp_path):
     def new_model():
         return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
 
-    found = mined(word_pairs, random_texts(60, seed=5), model=new_model(), n=2, sampling_strategy="random", range_max=20)
+    found = mined(
+        word_pairs, random_texts(60, seed=5), model=new_model(), n=2, sampling_strategy="random", range_max=20
+    )
     before = found.negative_ids
     losses = []
     for _ in range(2):
@@ -271,7 +273,10 @@ def test_batches_of_few_different_positives_are_made_in_time():
 def test_batches_take_the_earliest_rows_that_repeat_nothing(seed):
     """As the plain loop over all rows that are left does."""
     rng = np.random.default_rng(seed)
-    pairs = {"anchor": [f"a{n}" for n in rng.integers(0, 25, 90)], "positive": [f"p{n}" for n in rng.integers(0, 12, 90)]}
+    pairs = {
+        "anchor": [f"a{n}" for n in rng.integers(0, 25, 90)],
+        "positive": [f"p{n}" for n in rng.integers(0, 12, 90)],
+    }
     sampler = NoDuplicatePairsBatchSampler(Dataset.from_dict(pairs), 8, False, generator=torch.Generator(), seed=seed)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(seed)).tolist()
     expected = []

@@ -60,8 +60,8 @@ def read_beir(
             pairs[name].append(value)
     if unusable:
         logger.warning(
-            f"{len(unusable):,} judgements are left out, because they name an id that is not in the tables or has no text, "
-            f"such as {unusable[0]}."
+            f"{len(unusable):,} judgements are left out, because they name an id that is not in the tables or has no "
+            f"text, such as {unusable[0]}."
         )
     if unusable and not pairs["anchor"]:
         raise ValueError(
@@ -75,9 +75,7 @@ def read_beir(
     return _dataset(pairs, "queries"), _dataset(_columns(documents), "corpus")
 
 
-def _first_missing(
-    anchors: Mapping[str, str], query_id: str, texts: Mapping[str, str], corpus_id: str
-) -> str | None:
+def _first_missing(anchors: Mapping[str, str], query_id: str, texts: Mapping[str, str], corpus_id: str) -> str | None:
     """Name the id of a judgement that has no text, or return None."""
     for name, known, wanted in (("query", anchors, query_id), ("corpus", texts, corpus_id)):
         if not known.get(wanted):
@@ -173,10 +171,8 @@ def _rows_of_mapping(table: Mapping[Any, Any], name: str) -> Iterator[Mapping[st
         elif name != "qrels" and isinstance(value, Mapping):
             yield {**value, "_id": str(key)}
         else:
-            raise TypeError(
-                f"Expected `{name}` to map ids to {'judgements by corpus id' if name == 'qrels' else 'texts or documents'}, "
-                f"got {type(value).__name__} for the id {key!r}."
-            )
+            wanted = "judgements by corpus id" if name == "qrels" else "texts or documents"
+            raise TypeError(f"Expected `{name}` to map ids to {wanted}, got {type(value).__name__} for the id {key!r}.")
 
 
 def _read(path: str) -> Iterator[Mapping[str, Any]]:

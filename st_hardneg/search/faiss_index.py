@@ -68,7 +68,8 @@ class FaissSearcher:
         self._index.add(vectors)
         if self.search_parameters:
             try:
-                faiss.ParameterSpace().set_index_parameters(self._index, self.search_parameters)
+                space: Any = faiss.ParameterSpace()
+                space.set_index_parameters(self._index, self.search_parameters)
             except RuntimeError as error:
                 raise ValueError(
                     f"The FAISS index {self.factory!r} does not take the search parameters {self.search_parameters!r} "

@@ -1,9 +1,9 @@
-"""What happens after the search: the drop-in against Sentence Transformers, time and memory, on the same embeddings.
+"""The drop-in against Sentence Transformers: the whole function, time and memory, on the same embeddings.
 
-    python tests/benchmarks/post_search.py [--rows 20000] [--repeats 3]
+    python tests/benchmarks/post_search.py [--rows 20000] [--dim 384] [--repeats 3] [--exact]
 
-Each measurement is a process of its own. The search alone is run and timed first, so that what it costs is known and its
-memory is already counted; figures are what the whole function takes beyond that.
+Each measurement is a process of its own, with one thread. Encoding is free, and everything else is counted: search,
+filters, draws, and writing the rows. Memory is the peak beyond the texts and embeddings that both are given.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import random
 import resource
 import statistics
@@ -19,7 +20,15 @@ import subprocess
 import sys
 import time
 
-CHUNK = 512
+SETTINGS = {
+    "range_min": 10,
+    "range_max": 50,
+    "max_score": 0.8,
+    "relative_margin": 0.05,
+    "sampling_strategy": "random",
+    "num_negatives": 5,
+    "verbose": False,
+}
 
 
 class FixedEmbeddings:
@@ -27,7 +36,7 @@ class FixedEmbeddings:
 
     similarity_fn_name = "cosine"
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, dim: int) -> None:
         import torch
 
         rng = random.Random(0)
@@ -35,8 +44,11 @@ class FixedEmbeddings:
         self.device = torch.device("cpu")
         self.queries = [f"query {i} " + "".join(rng.choices(letters, k=40)) for i in range(rows)]
         self.documents = [f"document {i} " + "".join(rng.choices(letters, k=415)) for i in range(rows)]
-        vectors = torch.nn.functional.normalize(torch.randn(2 * rows, 32, generator=torch.Generator().manual_seed(0)))
-        self.embeddings = {True: vectors[:rows], False: vectors[rows:]}
+        generator = torch.Generator().manual_seed(0)
+        queries, noise = (torch.randn(rows, dim, generator=generator) for _ in range(2))
+        # A positive has a cosine of about .7 with its query.
+        unit = torch.nn.functional.normalize
+        self.embeddings = {True: unit(queries, dim=1), False: unit(queries + noise, dim=1)}
 
     def _encode(self, is_query: bool, convert_to_tensor: bool):
         embeddings = self.embeddings[is_query]
@@ -47,6 +59,9 @@ class FixedEmbeddings:
 
     def encode_document(self, texts, convert_to_tensor=False, **_):
         return self._encode(False, convert_to_tensor)
+
+    def get_embedding_dimension(self):
+        return self.embeddings[True].shape[1]
 
     def encode(self, texts, **_):
         raise AssertionError("neither function calls this")
@@ -62,31 +77,12 @@ class FixedEmbeddings:
         return pairwise_cos_sim(left, right)
 
 
-def search_alone(model: FixedEmbeddings, which: str) -> float:
-    """Run the search of one of the functions, and return its seconds."""
-    import torch
-
-    from st_hardneg.search import ExactSearcher, checked_search
-
-    queries, documents = model.embeddings[True], model.embeddings[False]
-    searcher = ExactSearcher(score_function=model.similarity)
-    searcher.index(documents, "cosine")
-    started = time.perf_counter()
-    for start in range(0, len(queries), CHUNK):
-        chunk = queries[start : start + CHUNK]
-        if which == "ours":
-            checked_search(searcher, chunk, 7, len(documents))
-        else:
-            torch.topk(model.similarity(chunk.numpy(), documents), k=7, dim=1)
-    return time.perf_counter() - started
-
-
 def peak_mb() -> float:
     """Return this process's peak resident memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(which: str, rows: int) -> None:
+def measure(which: str, rows: int, dim: int, use_faiss: bool) -> None:
     """Run one of the functions in this process and print its figures."""
     import torch
     from datasets import Dataset
@@ -94,52 +90,52 @@ def measure(which: str, rows: int) -> None:
 
     from st_hardneg import mine_hard_negatives as ours
 
-    torch.manual_seed(0)
-    model = FixedEmbeddings(rows)
-    dataset = Dataset.from_dict({"anchor": model.queries, "positive": model.documents})
+    torch.set_num_threads(1)
+    model, small = FixedEmbeddings(rows, dim), FixedEmbeddings(64, dim)
+    dataset, few = (Dataset.from_dict({"anchor": m.queries, "positive": m.documents}) for m in (model, small))
     function = ours if which == "ours" else theirs
-    # Once with a few rows, so that no import or cache is counted.
-    small = FixedEmbeddings(64)
     with contextlib.redirect_stderr(io.StringIO()):
-        function(Dataset.from_dict({"anchor": small.queries, "positive": small.documents}), small, verbose=False)
-        search_alone(model, which)
-        search_seconds = search_alone(model, which)
+        function(few, small, use_faiss=use_faiss, **SETTINGS)  # so that no import is counted
         before, started = peak_mb(), time.perf_counter()
-        result = function(dataset, model, num_negatives=5, faiss_batch_size=CHUNK, verbose=False)
+        result = function(dataset, model, use_faiss=use_faiss, **SETTINGS)
         seconds = time.perf_counter() - started
-    assert len(result) == 5 * rows
-    print(json.dumps({"seconds": seconds - search_seconds, "search": search_seconds, "mb": peak_mb() - before}))
+    assert len(result) == SETTINGS["num_negatives"] * rows
+    print(json.dumps({"seconds": seconds, "mb": peak_mb() - before}))
 
 
 def main() -> None:
     """Measure both in turn and print the ratios of the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--exact", action="store_true", help="without FAISS")
     parser.add_argument("--measure", choices=["ours", "theirs"])
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.rows)
+        measure(arguments.measure, arguments.rows, arguments.dim, not arguments.exact)
         return
     figures: dict[str, list[dict[str, float]]] = {"theirs": [], "ours": []}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(arguments.repeats):
         for which, found in figures.items():
-            command = [sys.executable, __file__, "--measure", which, "--rows", str(arguments.rows)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, __file__, *sys.argv[1:], "--measure", which]
+            output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
             found.append(json.loads(output.splitlines()[-1]))
     median = {
         which: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for which, found in figures.items()
     }
-    print(f"{arguments.rows:,} pairs, 5 negatives, triplets; medians of {arguments.repeats} processes each")
+    search = "exact search" if arguments.exact else "FAISS"
+    print(
+        f"{arguments.rows:,} pairs, {arguments.dim} dimensions, {search}, 5 negatives each; medians of "
+        f"{arguments.repeats} processes each, one thread"
+    )
     for which, name in (("theirs", "sentence-transformers"), ("ours", "st_hardneg")):
-        values = median[which]
-        print(
-            f"{name:<22} {values['seconds']:6.2f} s beyond {values['search']:.2f} s of search, +{values['mb']:.0f} MB"
-        )
-    speed = median["theirs"]["seconds"] / median["ours"]["seconds"]
-    memory = median["ours"]["mb"] / median["theirs"]["mb"]
-    print(f"{speed:.1f} times faster, {memory:.2f} of the memory")
+        print(f"{name:<22} {median[which]['seconds']:6.2f} s, +{median[which]['mb']:.0f} MB")
+    time_ratio = median["ours"]["seconds"] / median["theirs"]["seconds"]
+    memory_ratio = median["ours"]["mb"] / median["theirs"]["mb"]
+    print(f"{time_ratio:.2f} of the time, {memory_ratio:.2f} of the memory")
 
 
 if __name__ == "__main__":
