@@ -75,7 +75,7 @@ def test_a_dataset_is_made_of_it(bag_of_words):
     [
         ([{"_id": "d1"}], QUERIES, QRELS, "Expected `corpus` to have a column 'text', got ['_id']"),
         ([*CORPUS, CORPUS[0]], QUERIES, QRELS, "Expected every id in `corpus` once, got 'd1' twice"),
-        (CORPUS, [{"_id": "9", "text": "x"}], QRELS, "No judgement in `qrels` names ids of both tables"),
+        (CORPUS, [{"_id": "9", "text": "x"}], QRELS, "Expected judgements in `qrels` that name ids of both tables"),
         (CORPUS, QUERIES, QRELS[2:], "Expected judgements with a score above 0 in `qrels`, got none"),
         (CORPUS, [{"text": "x"}], QRELS, "Expected `queries` to have a column '_id'"),
         (CORPUS, QUERIES, [{"query-id": "1"}], "Expected `qrels` to have a column 'corpus-id'"),

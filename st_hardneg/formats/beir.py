@@ -65,8 +65,8 @@ def read_beir(
         )
     if unusable and not pairs["anchor"]:
         raise ValueError(
-            f"No judgement in `qrels` names ids of both tables that have a text, such as {unusable[0]}. Pass the tables "
-            "of one data set."
+            f"Expected judgements in `qrels` that name ids of both tables, with a text, got none: the first names "
+            f"{unusable[0]}. Pass the tables of one data set."
         )
     if not pairs["anchor"]:
         raise ValueError("Expected judgements with a score above 0 in `qrels`, got none. Check the file and its split.")
