@@ -20,28 +20,17 @@ class RowLabels:
 
     Args:
         weights: float of shape ``(batch,)``: how much each row counts.
-        query_ids: int64 of shape ``(batch,)``.
-        positive_ids: int64 corpus ids of shape ``(batch,)``.
-        negative_ids: int64 corpus ids of shape ``(batch, num_negatives)``; ``UNFILLED`` where the slot could not be
-            filled.
+        text_ids: int64 of shape ``(batch, 2 + num_negatives)``: query, positive, negatives; ``UNFILLED`` where a slot
+            could not be filled.
     """
 
     weights: Tensor | None = None
-    query_ids: Tensor | None = None
-    positive_ids: Tensor | None = None
-    negative_ids: Tensor | None = None
-
-    @property
-    def text_ids(self) -> Tensor | None:
-        """int64 of shape ``(batch, 2 + num_negatives)``: query, positive, negatives; None if the label has no ids."""
-        if self.query_ids is None or self.positive_ids is None or self.negative_ids is None:
-            return None
-        return torch.column_stack([self.query_ids, self.positive_ids, self.negative_ids])
+    text_ids: Tensor | None = None
 
     @property
     def unfilled(self) -> Tensor | None:
         """Boolean of shape ``(batch, num_negatives)``: the slots not to train on; None if the label has no ids."""
-        return None if self.negative_ids is None else self.negative_ids == UNFILLED
+        return None if self.text_ids is None else self.text_ids[:, 2:] == UNFILLED
 
     @classmethod
     def parse(cls, labels: Tensor | None, batch_size: int, num_negatives: int) -> RowLabels:
@@ -67,7 +56,7 @@ class RowLabels:
             ids = labels.to(torch.int64)
             weights = ids[:, 3].to(torch.float32) / 1_000_000
             check_weights(weights)
-            return cls(weights, ids[:, 1], ids[:, 2], ids[:, NUM_LEADING_IDS:])
+            return cls(weights, torch.cat([ids[:, 1:3], ids[:, NUM_LEADING_IDS:]], dim=1))
         raise ValueError(_refusal(labels, batch_size, num_negatives))
 
 

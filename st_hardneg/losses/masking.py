@@ -130,9 +130,9 @@ def known_positives_among_own_negatives(known_positives: KnownPositives | None, 
     Returns:
         Boolean tensor of shape ``(batch, num_negatives)``, or None if nothing is known or the label has no ids.
     """
-    if known_positives is None or labels.query_ids is None or labels.negative_ids is None:
+    if known_positives is None or labels.text_ids is None:
         return None
-    return known_positives.contains(labels.query_ids, labels.negative_ids)
+    return known_positives.contains(labels.text_ids[:, 0], labels.text_ids[:, 2:])
 
 
 def losses_with_known_positives(loss: nn.Module | Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -199,39 +199,36 @@ def ready_for(known_positives: KnownPositives | None, labels: RowLabels, device:
     """
     if known_positives is None:
         return None
-    if labels.query_ids is None and torch.is_grad_enabled():
+    if labels.text_ids is None and torch.is_grad_enabled():
         raise ValueError(
             "Expected a label with ids, because `known_positives` was given. Got a label without ids. "
             "Train on `HardNegativeDataset.as_dataset(with_ids=True)`, or leave `known_positives` out."
         )
     if known_positives.keys.device != device:
         known_positives = known_positives.to(device)
-    _check_numbering(known_positives, labels)
+    if labels.text_ids is not None:
+        _check_numbering(known_positives, labels.text_ids[:, 0], labels.text_ids[:, 1:])
     return known_positives
 
 
-def _check_numbering(known: KnownPositives, labels: RowLabels) -> None:
+def _check_numbering(known: KnownPositives, query_ids: Tensor, texts: Tensor) -> None:
     """Raise if the ids are not those of the dataset whose right answers these are.
 
     Ids of another dataset may be too large, and its rows have positives that are not among the right answers here.
     """
-    if labels.query_ids is None or labels.positive_ids is None or labels.negative_ids is None:
-        return
     num_texts = len(known.identities)
-    texts = torch.column_stack([labels.positive_ids, labels.negative_ids])
     exists = ((texts >= UNFILLED) & (texts < num_texts)).all(dim=1)
     # Where a text does not exist, any other is looked up instead of it, to stay within bounds.
-    positives = labels.positive_ids.where(exists, labels.positive_ids.new_zeros(()))
-    fits = exists & known.contains(labels.query_ids, positives[:, None]).squeeze(1)
+    positives = texts[:, :1].where(exists[:, None], texts.new_zeros(()))
+    fits = exists & known.contains(query_ids, positives).squeeze(1)
     if bool(fits.all()):
         return
     row = int((~fits).nonzero()[0])
-    query, positive = int(labels.query_ids[row]), int(labels.positive_ids[row])
     raise ValueError(
         "The label holds ids of another dataset than the one whose `known_positives` this loss was given, which has "
         f"{num_texts:,} texts: "
         + (
-            f"its text {positive} is not a right answer to its query {query}. "
+            f"its text {int(texts[row, 0])} is not a right answer to its query {int(query_ids[row])}. "
             if bool(exists[row])
             else f"it has no text {int(texts[row].max())}. "
         )

@@ -130,7 +130,7 @@ def _leaving_out_unfilled(loss: Any, labels: Tensor | None) -> tuple[nn.Module, 
     )
     if labels is None or not has_ids:
         return stand_in, None
-    unweighted = labels.to(torch.int64, copy=True)
+    unweighted = labels.clone()
     unweighted[:, 3] = 1_000_000
     return stand_in, unweighted
 

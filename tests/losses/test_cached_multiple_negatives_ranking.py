@@ -103,8 +103,9 @@ def test_the_sum_over_many_rows_does_not_overflow(
     columns = [torch.randn(64, 8, generator=generator, dtype=torch.float16).mul(20).requires_grad_() for _ in range(2)]
     settings: dict[str, Any] = {"scale": 5.0, "similarity_fct": lambda a, b: a @ b.T, "mask_hard": False}
     cached = SemiHardCachedMultipleNegativesRankingLoss(model, mini_batch_size=40, **settings)
-    value = cached.calculate_loss([[column] for column in columns], with_backward=with_backward)
-    expected = SemiHardMultipleNegativesRankingLoss(model, **settings).compute_loss_from_embeddings(columns)
+    weights = torch.linspace(0.5, 1.5, 64)
+    value = cached.calculate_loss([[column] for column in columns], weights, with_backward=with_backward)
+    expected = SemiHardMultipleNegativesRankingLoss(model, **settings).compute_loss_from_embeddings(columns, weights)
     assert 40 * expected.item() > torch.finfo(torch.float16).max > expected.item()
     assert value.dtype == expected.dtype == torch.float16
     assert value.item() == pytest.approx(expected.item(), rel=2e-3)

@@ -30,7 +30,7 @@ from st_hardneg.losses import (
     WeightedSumLoss,
 )
 from st_hardneg.losses.labels import RowLabels
-from st_hardneg.losses.masking import NegativeFilter, losses_with_known_positives, ready_for
+from st_hardneg.losses.masking import NegativeFilter, losses_with_known_positives, ready_for, rounding_tolerance
 from st_hardneg.pairs import KnownPositives
 
 TUPLE_LOSSES = [SemiHardMultipleNegativesRankingLoss, SemiHardTripletLoss, SemiHardContrastiveLoss]
@@ -76,6 +76,20 @@ def test_scores_decide_only_where_they_may() -> None:
         judged=judged,
     )
     assert left_out.union.tolist() == [[True, False, False, True, True]]
+
+
+def test_a_near_tie_is_a_tie() -> None:
+    """A negative closer below the positive than the tolerance is hard; beyond a score of 1 the tolerance is relative."""
+    positives = torch.tensor([[0.5], [4.0], [-4.0]])
+    below = torch.tensor([[0.05, 0.15, 0.25, 0.5]])
+    hard = NegativeFilter(mask_hard=True, margin=None).leave_out(positives, positives - below, tolerance=0.1).hard
+    assert hard.tolist() == [[True, False, False, False], [True, True, True, False], [True, True, True, False]]
+
+
+def test_the_tolerance_is_that_of_matrix_products() -> None:
+    """It is a few units in the last place, and none where rounding hides the differences."""
+    expected = {torch.float32: 16 * 2**-23, torch.float64: 16 * 2**-52, torch.float16: 0.0, torch.bfloat16: 0.0}
+    assert {dtype: rounding_tolerance(dtype) for dtype in expected} == expected
 
 
 def _label(rows: list[list[int]]) -> Tensor:

@@ -456,6 +456,12 @@ GIVE_WEIGHTS = "Use 0.0 for a row that must not count."
             "`as_dataset(with_ids=True)`, with no column removed or added.",
         ),
         (
+            torch.ones(7, 1, dtype=torch.int32),
+            EXPECTED_LABEL + "Got int32 of shape (7, 1). "
+            "Convert the label column to float if it holds row weights. If it holds classes, remove it: this loss does "
+            "not use them.",
+        ),
+        (
             torch.ones(7, 5, dtype=torch.bool),
             EXPECTED_LABEL + "Got bool of shape (7, 5). "
             "Remove the label column, or train on `HardNegativeDataset.as_dataset(with_ids=True)`.",

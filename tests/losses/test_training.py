@@ -161,6 +161,24 @@ def test_a_second_callback_changes_nothing(
     assert any("masked_hard" in name and share > 0 for name, share in logs[0][0].items())
 
 
+def test_a_part_logs_the_shares_that_it_logs_alone(
+    static_model: SentenceTransformer, rows: Dataset, tmp_path: Path
+) -> None:
+    """Parts of the loss in the log line do not change the shares beside them."""
+    logs = []
+    for in_sum in (False, True):
+        loss: Any = SemiHardTripletLoss(static_model, triplet_margin=0.5)
+        if in_sum:
+            loss = WeightedSumLoss(
+                static_model, {"triplet": (1.0, loss), "cosine": (0.1, CosineSimilarityLoss(static_model))}
+            )
+        trainer = _train(static_model, loss, rows, tmp_path, learning_rate=0.0, logging_steps=3)
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+        logs.append([{name: entry[name] for name in SHARE_NAMES} for entry in logged])
+    assert logs[0] == logs[1]
+    assert all(entry["masked_hard"] > 0 and entry["masked_easy"] > 0 for entry in logs[0])
+
+
 def test_without_the_callback_the_shares_wait_to_be_asked_for(
     static_model: SentenceTransformer, rows: Dataset, tmp_path: Path
 ) -> None:

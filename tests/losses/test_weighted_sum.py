@@ -29,6 +29,7 @@ from sentence_transformers.sentence_transformer.losses import (
     OnlineContrastiveLoss,
     TripletLoss,
 )
+from sentence_transformers.util import dot_score
 from torch import Tensor
 
 from st_hardneg.losses import (
@@ -36,6 +37,7 @@ from st_hardneg.losses import (
     SemiHardMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
     WeightedSumLoss,
+    in_batch,
 )
 from st_hardneg.losses.parts import LossParts
 
@@ -259,6 +261,58 @@ def test_unfilled_slots_reach_no_part(static_model: SentenceTransformer, rows: D
     labels = (torch.arange(len(pairs[0])) < 16).float()
     online = parts["online"][1].compute_loss_from_embeddings(pairs, labels)
     torch.testing.assert_close(value["online"], online)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": 3.0, "similarity_fct": dot_score},
+        {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+        {"hardness_mode": "in_batch_negatives", "hardness_strength": 4.0},
+        {"hardness_mode": "all_negatives"},
+    ],
+)
+def test_a_ranking_part_keeps_its_parameters(static_model: SentenceTransformer, rows: Dataset, settings: Any) -> None:
+    """Where all slots are filled, the part is as it is alone, although the label has ids and weights."""
+    ranking = MultipleNegativesRankingLoss(static_model, **settings)
+    label = UNFILLED.clone()
+    label[:, 4:] = 20
+    for dtype in (torch.int64, torch.int32):
+        value = WeightedSumLoss(static_model, {"ranking": (1.0, ranking)})(
+            _features(static_model, rows), label.to(dtype)
+        )
+        torch.testing.assert_close(value["ranking"], ranking(_features(static_model, rows), None))
+
+
+@pytest.mark.parametrize("labels", [None, torch.ones(16), "ids"])
+def test_a_gathering_part_gathers_alike_with_and_without_ids(
+    static_model: SentenceTransformer, rows: Dataset, labels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices with ids and devices without gather equally often, or they would wait for each other."""
+    gathered: list[Tensor] = []
+    for name in ("all_gather", "all_gather_with_grad"):
+        monkeypatch.setattr(in_batch, name, lambda tensor: gathered.append(tensor) or tensor)
+    ranking = MultipleNegativesRankingLoss(static_model, gather_across_devices=True)
+    loss = WeightedSumLoss(static_model, {"ranking": (1.0, ranking)})
+    value = loss(_features(static_model, rows), UNFILLED if isinstance(labels, str) else labels)
+    assert len(gathered) == len(NAMES) + 1
+    if not isinstance(labels, str):
+        alone = MultipleNegativesRankingLoss(static_model)(_features(static_model, rows), None)
+        torch.testing.assert_close(value["ranking"], alone)
+
+
+def test_one_negative_makes_pairs_and_triplets(static_model: SentenceTransformer, rows: Dataset) -> None:
+    """Also a single negative column can have unfilled slots, and a nested sum passes the label on."""
+    label = UNFILLED[:, :5]
+    filled = label[:, 4] >= 0
+    columns = [static_model.encode(rows[name][:16], convert_to_tensor=True) for name in NAMES[:3]]
+    contrastive, triplet = ContrastiveLoss(static_model), TripletLoss(static_model)
+    inner = WeightedSumLoss(static_model, {"pairs": (1.0, contrastive), "triplet": (2.0, triplet)})
+    value = WeightedSumLoss(static_model, {"inner": (1.0, inner)})(_features(static_model, rows, NAMES[:3]), label)
+    pairs = [torch.cat([columns[0], columns[0][filled]]), torch.cat([columns[1], columns[2][filled]])]
+    expected = contrastive.compute_loss_from_embeddings(pairs, (torch.arange(len(pairs[0])) < 16).float())
+    expected = expected + 2 * triplet.compute_loss_from_embeddings([column[filled] for column in columns], None)
+    torch.testing.assert_close(value.total(), expected)
 
 
 def test_nothing_filled_in_a_whole_batch(static_model: SentenceTransformer, rows: Dataset) -> None:
