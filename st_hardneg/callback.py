@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import IterableDataset
@@ -53,6 +53,8 @@ _MANY_LAST_RESORTS = 0.1
 
 MiningStrategy = Literal["steps", "epoch"]
 
+# What `encode_query` and `encode_document` look for among a model's prompts.
+_OWN_PROMPTS = ("query", "document", "passage", "corpus")
 _CANNOT_SEARCH = ("SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
 
 
@@ -207,11 +209,13 @@ class MiningCallback(TrainerCallback):
             )
         if trained is not None:
             similarity_name(trained)
-        self._warn_of_other_prompts(getattr(trained, "prompts", None) or {}, args)
+        self._warn_of_other_prompts(trained, args)
 
-    def _warn_of_other_prompts(self, prompts: Mapping[str, str], args: TrainingArguments) -> None:
+    def _warn_of_other_prompts(self, trained: Any, args: TrainingArguments) -> None:
         """Warn where the first mining used the model's own prompts, and refreshes will use none."""
-        used = sorted(name for name in ("query", "document") if prompts.get(name))
+        prompts = getattr(trained, "prompts", None) or {}
+        names = {*_OWN_PROMPTS, getattr(trained, "default_prompt_name", None)}
+        used = sorted(str(name) for name in names if prompts.get(name))
         if not used or getattr(args, "prompts", None):
             return
         for target in self._targets:
@@ -230,7 +234,14 @@ class MiningCallback(TrainerCallback):
             return
         for target in self._targets:
             first = broadcast_object_list([target.hard_negatives.starting_state()])[0]
-            target.hard_negatives.start_from(first)
+            problem = None
+            try:
+                target.hard_negatives.start_from(first)
+            except ValueError as error:
+                problem = str(error)
+            # If one rank raised alone, the others would wait for it until their time-out.
+            if found := [one for one in gather_object([problem]) if one is not None]:
+                raise ValueError(found[0])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh if it is time, except after the last step."""
@@ -593,12 +604,12 @@ def check_trained_as_mined(
     names = [f"negative_{slot + 1}" for slot in range(hard_negatives.config.num_negatives)]
     if all(_for_column(prompts, name, dataset_name) == positive for name in names):
         return
-    anchor = _for_column(prompts, hard_negatives.anchor_column_name, dataset_name)
-    own = {hard_negatives.anchor_column_name: anchor, hard_negatives.positive_column_name: positive}
-    wanted: Any = {
-        name: prompt for name, prompt in {**own, **dict.fromkeys(names, positive)}.items() if prompt is not None
-    }
-    wanted = wanted if dataset_name is None or dataset_name not in prompts else {dataset_name: wanted}
+    # What else the argument holds, for other columns and datasets, stays.
+    is_by_dataset = dataset_name is not None and isinstance(prompts.get(dataset_name), Mapping)
+    own = prompts[dataset_name] if is_by_dataset else prompts
+    wanted: Any = {name: prompt for name, prompt in own.items() if name not in names}
+    wanted |= {} if positive is None else dict.fromkeys(names, positive)
+    wanted = {**prompts, dataset_name: wanted} if is_by_dataset else wanted
     raise ValueError(
         f"Positives (the column {hard_negatives.positive_column_name!r}) are trained with the prompt {positive!r}, but "
         f"not all of the negatives beside them, so the prompt alone would tell them apart. Set `prompts={wanted}` in the "

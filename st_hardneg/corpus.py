@@ -201,7 +201,7 @@ class _Numbering:
 
 def number_texts(
     positives: TextColumn,
-    corpus: Sequence[str] | Dataset | None = None,
+    corpus: Sequence[str] | Mapping[Any, str] | Dataset | None = None,
     *,
     distinct: Literal["identity", "text"] = "identity",
     allow_empty: bool = False,
@@ -231,7 +231,8 @@ def number_texts(
         texts = TextColumn(given, text_column)
         numbering.add_all(texts)
         blocks.append(Block("corpus", 0, len(texts)))
-        _know_by_title(numbering, given, text_column)
+        if any(text_digest(text) not in numbering.id_of_text for some in positives.batches() for text in some):
+            _know_by_title(numbering, given, text_column)
     num_given = len(numbering.identities)
     row_positive, missing = numbering.place(positives)
     if missing:
@@ -369,7 +370,10 @@ def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str
 
 
 def _given_corpus(
-    corpus: Sequence[str] | Dataset | None, positives: TextColumn, allow_empty: bool, parameter: str = "corpus"
+    corpus: Sequence[str] | Mapping[Any, str] | Dataset | None,
+    positives: TextColumn,
+    allow_empty: bool,
+    parameter: str = "corpus",
 ) -> tuple[Dataset | None, str, str | None]:
     """Return the corpus as a dataset, its text column and its id column."""
     if corpus is None:
@@ -414,6 +418,11 @@ def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Datase
         raise TypeError(
             f"Expected `{parameter}` to map ids to texts, got {type(corpus[wrong]).__name__} for the id {wrong!r}. Join "
             "title and text into one string; `HardNegativeDataset.from_beir` reads documents with titles."
+        )
+    bad = next((key for key, text in corpus.items() if not _is_unicode(text)), None)
+    if bad is not None:
+        raise ValueError(
+            f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate for the id {bad!r}. Clean it."
         )
     return Dataset.from_dict({"_id": [str(key) for key in corpus], "text": list(corpus.values())})
 

@@ -77,8 +77,8 @@ class HardNegativeDataset:
     Args:
         dataset: The rows. The first two columns are anchor and positive unless named. A column ``weight`` of numbers
             from 0 up, if there is one, is the rows' weight in the label of ``as_dataset(with_ids=True)``.
-        corpus: Texts to search besides the positives: None, a list of texts, or a Dataset with a column ``text``, in
-            which other columns are kept as metadata (``_id``, ``id`` or ``corpus-id`` holds its own ids).
+        corpus: Texts to search besides the positives: None, a list of texts, ``{id: text}``, or a Dataset with a column
+            ``text``, in which other columns are kept as metadata (``_id``, ``id`` or ``corpus-id`` holds its own ids).
         config: How to mine; the defaults of :class:`MiningConfig` if None.
         anchor_column_name: The anchor column.
         positive_column_name: The positive column.
@@ -114,7 +114,7 @@ class HardNegativeDataset:
     def __init__(
         self,
         dataset: Dataset,
-        corpus: Sequence[str] | Dataset | None = None,
+        corpus: Sequence[str] | Mapping[Any, str] | Dataset | None = None,
         config: MiningConfig | None = None,
         *,
         anchor_column_name: str | None = None,
@@ -328,11 +328,10 @@ class HardNegativeDataset:
         mining = self.compute_mining(model, show_progress_bar=show_progress_bar)
         self.apply_mining(mining)
         self.publish_topics()
-        self._base = (mining, self._num_minings)
         return mining.report
 
     def reset(self) -> None:
-        """Go back to the negatives of the last :meth:`mine`, as if no training had refreshed them.
+        """Go back to the negatives of the last mining before a training, as if no training had refreshed them.
 
         A training with a ``MiningCallback`` that starts at step 0 does so by itself. The counter of draws goes back, too.
         """
@@ -608,6 +607,9 @@ class HardNegativeDataset:
                 self._previous_ids = None if self._mining is None else self._mining.negative_ids
                 self._mining = mining
                 self._num_minings += 1
+                if mining.report.step is None:
+                    # Not a refresh: this is what a training begins with.
+                    self._base = (mining, self._num_minings)
         self._mark_views()
 
     def publish_topics(self) -> None:
@@ -724,7 +726,8 @@ class HardNegativeDataset:
         Columns are anchor and positive under their own names, then ``negative_1`` to ``negative_n``. Rows can be
         selected, shuffled, split and filtered, and stay live; for a copy that does not change, and to write to disk or
         to the Hub, use :meth:`to_dataset`. Rows with an empty slot are left out; which ones is settled by the first
-        call. A part that is split off for evaluation moves with the refreshes, too: evaluate on ``to_dataset()``.
+        call. A part that is split off for evaluation moves with the refreshes, too, and is refused as ``eval_dataset``:
+        evaluate on ``to_dataset()``.
 
         Args:
             with_ids: Add a column ``label`` of int64: row, query, positive, weight in millionths, negatives. Sentence

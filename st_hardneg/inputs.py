@@ -222,7 +222,7 @@ def check_no_wrong_answers(dataset: Dataset) -> None:
         values = np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
         if num_wrong := int((~(values > 0)).sum()):
             raise ValueError(
-                f"The column {name!r} labels {num_wrong:,} of {len(values):,} rows as wrong answers (0), and a "
+                f"The column {name!r} labels {num_wrong:,} of {len(values):,} rows as wrong answers (not above 0), and a "
                 "HardNegativeDataset takes every row for a right one. Keep the right ones with "
                 f"`dataset.filter(lambda row: row[{name!r}] > 0)`; pass the others' texts in `corpus`. If the column does "
                 f"not say which rows are right, remove it with `dataset.remove_columns({name!r})`."

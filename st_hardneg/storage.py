@@ -29,6 +29,8 @@ from st_hardneg.texts import Ids, dataset_of
 
 _FORMAT = 1
 _ABANDONED_SECONDS = 3600.0
+# Folders of these names are deleted when they are left over, so they must be names that nobody else gives.
+_PARTIAL, _RETIRED = ".st_hardneg-partial-", ".st_hardneg-retired-"
 _STATE_FILE = "st_hardneg.json"
 _ADDITIONS = ("cross_domain", "metadata_sources", "has_metadata_filter", "has_synthetic")
 _ORIGINS = {
@@ -83,14 +85,14 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
     parent, name = os.path.split(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     _clean_up(parent, name)
-    partial = tempfile.mkdtemp(prefix=f"{name}.partial-", dir=parent)
+    partial = tempfile.mkdtemp(prefix=f"{name}{_PARTIAL}", dir=parent)
     try:
         with _no_progress_bars():
             write(partial)
         os.chmod(partial, _usual_mode(partial))
         if os.path.exists(path):
             # Files that are still mapped into memory stay readable on POSIX; the name is free at once.
-            retired = tempfile.mkdtemp(prefix=f"{name}.old-", dir=parent)
+            retired = tempfile.mkdtemp(prefix=f"{name}{_RETIRED}", dir=parent)
             earlier = os.path.join(retired, "save")
             try:
                 os.replace(path, earlier)
@@ -115,12 +117,12 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
 def _clean_up(parent: str, name: str) -> None:
     """Put right what a process that was killed while it saved has left: nothing is lost, and nothing stays."""
     path = os.path.join(parent, name)
-    for leftover in sorted(glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + ".old-*"))):
+    for leftover in sorted(glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + _RETIRED + "*"))):
         earlier = os.path.join(leftover, "save")
         if os.path.isdir(earlier) and not os.path.exists(path):
             os.replace(earlier, path)
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + ".partial-*")):
+    for leftover in glob.glob(os.path.join(glob.escape(parent), glob.escape(name) + _PARTIAL + "*")):
         # Another process may be writing one right now.
         with suppress(OSError):
             if time.time() - os.stat(leftover).st_mtime > _ABANDONED_SECONDS:

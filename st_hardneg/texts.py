@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
@@ -80,7 +80,8 @@ class TextColumn:
     def __init__(self, dataset: Dataset, name: str) -> None:
         dataset = dataset.with_format(None).select_columns([name])
         if str(dataset.data.column(name).type) == "string_view":  # polars, DuckDB; `datasets` cannot join it to others
-            dataset = dataset.cast_column(name, Value("large_string"))
+            strings = dataset.with_format("arrow")[:].column(name).cast(pa.large_string())
+            dataset = dataset_of(pa.table({name: strings}))
         self._dataset = dataset
         self._name = name
         self._open()

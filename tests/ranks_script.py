@@ -3,7 +3,8 @@
 Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the rank whose encoding raises at the second
 refresh; "kill-0" or "kill-1", the rank that is killed there; "resume", go on from the last checkpoint; "slow" or
 "slow-silent", a search that takes longer than the ranks wait, with signs of life or without; "schedule", three epochs
-with more negatives from epoch to epoch, in batches about one topic each.
+with more negatives from epoch to epoch, in batches about one topic each; "drift", the second rank mines with other
+weights before the training; "other-rows", so that its live view has other rows, too.
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ def main() -> None:
         config = replace(config, num_negatives=3, range_max=12, num_topics=4)
     searcher = SlowSearcher()
     hard_negatives = HardNegativeDataset(pairs, texts[160:], config, searcher=searcher)
-    hard_negatives.mine(model, show_progress_bar=False)
+    if failure == "other-rows":
+        hard_negatives = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=3, relative_margin=0.3))
+    drift = failure in ("drift", "other-rows") and rank == 1
+    noise = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)) * float(drift)
+    hard_negatives.mine(word_model(WORDS, model[0].embedding.weight.detach()[1:] + noise), show_progress_bar=False)
+    mined_alone = hard_negatives.negative_ids
+    first_tables: list[list[list[int]]] = []
 
     if is_slow:
         # accelerate does not hand `ddp_timeout` to gloo.
@@ -88,6 +95,9 @@ def main() -> None:
     batches: list[list[list[int]]] = []
     loss.register_forward_pre_hook(
         lambda _, given: batches.append([feature["input_ids"].tolist() for feature in given[0]])
+    )
+    loss.register_forward_pre_hook(
+        lambda *_: None if first_tables else first_tables.append(hard_negatives._table.read(np.arange(80)).tolist())
     )
     trainer = SentenceTransformerTrainer(
         model=model,
@@ -123,6 +133,8 @@ def main() -> None:
         "in_force": [dict(r.in_force) for r in mining.reports],
         "topics": None if hard_negatives._view.topics is None else hard_negatives._view.topics.tolist(),
         "batches": batches,
+        "mined_alone": mined_alone.tolist(),
+        "first_table": first_tables[0],
     }
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
     if is_slow:

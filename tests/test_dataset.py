@@ -612,7 +612,7 @@ def test_a_save_that_fails_half_way_leaves_the_earlier_one(mined, tmp_path, monk
         with pytest.raises(OSError, match="simulated"):
             mined.save_to_disk(tmp_path / "saved")
     (left,) = os.listdir(tmp_path)
-    assert left.startswith("saved.old-") if 3 in failing_calls else left == "saved"
+    assert left.startswith("saved.st_hardneg-retired-") if 3 in failing_calls else left == "saved"
     HardNegativeDataset.load_from_disk(tmp_path / left / "save" if 3 in failing_calls else tmp_path / left)
 
 

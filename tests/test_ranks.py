@@ -138,6 +138,27 @@ def test_the_checks_notice_ranks_that_diverge(trained):
     assert (first["tables"] == second["tables"]).all()
 
 
+def test_ranks_agree_from_the_first_batch_on(tmp_path):
+    """Each rank mines by itself before the training; weights that round differently mine differently."""
+    done = run(tmp_path, 2, "drift")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}-of-2.json").read_text()) for rank in (0, 1))
+    assert first["mined_alone"] != second["mined_alone"]
+    assert first["first_table"] == second["first_table"] == first["mined_alone"]
+    tables = [np.load(tmp_path / f"rank{rank}-of-2.npz")["table"] for rank in (0, 1)]
+    assert (tables[0] == tables[1]).all()
+
+
+def test_ranks_whose_live_views_have_other_rows_are_refused_together(tmp_path):
+    """All of them raise: none is left waiting for the one that found out."""
+    port = free_port()
+    ranks = [start(tmp_path, rank, port, "other-rows") for rank in (0, 1)]
+    for process in ranks:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "live views have different rows" in errors
+
+
 def test_ranks_agree_under_a_schedule_in_batches_of_topics(tmp_path):
     """Both ranks have the same tables, topics and numbers of negatives, and together they see every row once an epoch."""
     done = run(tmp_path, 2, "schedule")

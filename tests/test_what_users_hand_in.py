@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg.callback import check_trained_as_mined
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 from st_hardneg.search import FaissSearcher
 from tests.conftest import WORDS, random_texts, word_model
@@ -193,6 +194,28 @@ def test_equal_trials_on_one_dataset_are_equal(word_pairs, tmp_path):
     assert (found.negative_ids == before).all()
 
 
+def test_a_mining_that_was_put_in_force_by_hand_is_what_a_training_begins_with(bag_of_words, word_pairs, tmp_path):
+    found = mined(
+        word_pairs, random_texts(60, seed=5), model=bag_of_words, n=2, sampling_strategy="random", range_max=20
+    )
+    other = found.compute_mining(bag_of_words, show_progress_bar=False)
+    found.apply_mining(other)
+    trainer_of(bag_of_words, found, arguments(tmp_path)).train()
+    found.reset()
+    assert (found.negative_ids == other.negative_ids).all()
+
+
+def test_a_prompt_of_another_dataset_stays_in_the_argument_that_is_printed(bag_of_words, word_pairs, tmp_path):
+    found = mined(word_pairs, model=bag_of_words)
+    prompts = {"a": {"anchor": "w1 ", "positive": "w2 "}, "b": {"anchor": "w3 "}}
+    args = arguments(tmp_path, prompts=prompts)
+    with pytest.raises(ValueError, match="the prompt alone would tell them apart") as error:
+        check_trained_as_mined(found, args, "a")
+    mended = {"a": {**prompts["a"], "negative_1": "w2 "}, "b": {"anchor": "w3 "}}
+    assert f"prompts={mended}" in str(error.value)
+    check_trained_as_mined(found, arguments(tmp_path, prompts=mended), "a")
+
+
 def test_a_live_evaluation_set_is_refused(bag_of_words, word_pairs, tmp_path):
     found = mined(word_pairs, model=bag_of_words)
     evaluation = mined(word_pairs.select(range(20)), model=bag_of_words)
@@ -296,14 +319,27 @@ def test_a_killed_save_leaves_nothing_for_ever(bag_of_words, word_pairs, tmp_pat
     """What a process that was killed has left is put right by the next save."""
     found = mined(word_pairs, model=bag_of_words)
     found.save_to_disk(tmp_path / "saved")
-    retired = tmp_path / "saved.old-x"
+    retired = tmp_path / "saved.st_hardneg-retired-x"
     retired.mkdir()
     os.replace(tmp_path / "saved", retired / "save")  # killed between the two renames
-    partial = tmp_path / "saved.partial-y"
+    partial = tmp_path / "saved.st_hardneg-partial-y"
     partial.mkdir()
     os.utime(partial, (1, 1))
     found.save_to_disk(tmp_path / "saved")
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["saved.old-backup12", "saved.partial-2024", "saved.old", "saved-old-1"])
+def test_a_folder_of_the_users_beside_a_save_stays(name, bag_of_words, word_pairs, tmp_path):
+    """However old it is, and whatever it holds."""
+    kept = tmp_path / name / "save"
+    kept.mkdir(parents=True)
+    (kept / "thesis.txt").write_text("years of work")
+    os.utime(tmp_path / name, (1, 1))
+    found = mined(word_pairs, model=bag_of_words)
+    for _ in range(2):
+        found.save_to_disk(tmp_path / "saved")
+    assert (kept / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_save_that_names_files_outside_is_refused(bag_of_words, word_pairs, tmp_path):

@@ -1,6 +1,6 @@
 """The drop-in against Sentence Transformers: the whole function, time and memory, on the same embeddings.
 
-    python tests/benchmarks/post_search.py [--rows 20000] [--dim 384] [--repeats 3] [--exact]
+    python tests/benchmarks/drop_in.py [--rows 20000] [--dim 384] [--repeats 3] [--exact]
 
 Each measurement is a process of its own, with one thread. Encoding is free, and everything else is counted: search,
 filters, draws, and writing the rows. Memory is the peak beyond the texts and embeddings that both are given.
