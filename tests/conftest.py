@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -33,11 +34,10 @@ def quiet_and_on_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_to_collect_but_the_tests() -> None:
-    """Take the imported libraries out of garbage collection: a trainer collects each time, 0.3 s for these alone."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """Shells start jobs in the background with SIGINT ignored, and a test that interrupts itself would go on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -172,6 +172,9 @@ def main() -> None:
     arrays |= mine_sharded(transformer)
     np.savez(folder / f"losses{rank}.npz", **arrays)
     (folder / f"encoded{rank}.json").write_text(json.dumps(encoded))
+    if torch.distributed.is_initialized():
+        # Without it, a thread of the backend may end the process with an abort.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
