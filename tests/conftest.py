@@ -7,8 +7,10 @@ import random
 import re
 import signal
 import socket
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -125,6 +127,27 @@ def data_dir() -> Iterator[str]:
     if not os.path.isdir(os.path.join(path, "scifact")):
         pytest.skip("the labelled sets (../shared/data) are not on this machine")
     yield path
+
+
+def run_and_leave(main: Callable[[], None]) -> NoReturn:
+    """Run the script of a rank, and end its process without the interpreter's clean-up.
+
+    There, the destructor of DDP's reducer may wait for a thread of gloo that waits for the interpreter: a hang or an
+    abort after all is done. The exit status is that of the script, and an error is printed as usual.
+    """
+    import torch
+
+    status = 0
+    try:
+        main()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # no rank leaves while another is still in a collective
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def whole(message: str) -> str:

@@ -31,7 +31,7 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from tests.conftest import WORDS, random_texts, word_model
+from tests.conftest import WORDS, random_texts, run_and_leave, word_model
 
 
 def weighted_sum(model):
@@ -172,10 +172,7 @@ def main() -> None:
     arrays |= mine_sharded(transformer)
     np.savez(folder / f"losses{rank}.npz", **arrays)
     (folder / f"encoded{rank}.json").write_text(json.dumps(encoded))
-    if torch.distributed.is_initialized():
-        # Without it, a thread of the backend may end the process with an abort.
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

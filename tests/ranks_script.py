@@ -33,7 +33,7 @@ from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, callba
 from st_hardneg.samplers import TopicAwareBatchSampler
 from st_hardneg.schedules import Linear, PerEpoch
 from st_hardneg.search import ExactSearcher
-from tests.conftest import WORDS, random_texts, word_model
+from tests.conftest import WORDS, random_texts, run_and_leave, word_model
 
 
 class SlowSearcher(ExactSearcher):
@@ -137,10 +137,7 @@ def main() -> None:
         "first_table": first_tables[0],
     }
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))
-    if torch.distributed.is_initialized():
-        # Without it, a thread of the backend may end the process with an abort.
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_and_leave(main)

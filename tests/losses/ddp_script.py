@@ -31,6 +31,7 @@ from st_hardneg.losses import (
     WeightedSumLoss,
 )
 from st_hardneg.pairs import KnownPositives
+from tests.conftest import run_and_leave
 
 
 def _sum(model: SentenceTransformer) -> nn.Module:
@@ -198,10 +199,8 @@ def main() -> None:
     results["two_datasets"] = _two_datasets(model)
     if dist.get_rank() == 0:
         Path(out_path).write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    main()
+    run_and_leave(main)
