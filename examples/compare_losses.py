@@ -27,7 +27,7 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 LOSSES: dict[str, Callable[[SentenceTransformer, KnownPositives], nn.Module]] = {
     "MNRL (Sentence Transformers)": lambda model, known: MultipleNegativesRankingLoss(model),

@@ -13,7 +13,7 @@ from train_with_refresh import static_model
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.candidates import Candidates
-from st_hardneg.corpus import Corpus
+from st_hardneg.corpus.numbering import Corpus
 
 
 class NumpySearcher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from st_hardneg.callback import MiningCallback
+from st_hardneg.training.callback import MiningCallback
 from st_hardneg.config import MiningConfig
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.drop_in import mine_hard_negatives

@@ -64,7 +64,7 @@ class MiningConfig:
         sampling_strategy: ``"top"`` takes the closest candidates of the window. The others draw from it without
             replacement: ``"random"`` uniformly, ``"softmax"`` by the score, ``"simans"`` around the positive's score,
             ``"log_rank"`` by the rank, ``"distance"`` so that all distances come alike. Formulas and sources are in
-            :mod:`st_hardneg.sampling`.
+            :mod:`st_hardneg.mining.sampling`.
         softmax_temperature: Temperature of ``"softmax"``; the lower, the nearer to ``"top"``.
         simans_a: How narrow SimANS draws around the positive's score, in 1 / score². 50 suits cosine; the paper's 0.5
             is meant for dot products of tens.

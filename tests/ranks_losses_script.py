@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss, TripletLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.callback import _Target
+from st_hardneg.training.callback import _Target
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,

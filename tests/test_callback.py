@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.callback import training_encodings
+from st_hardneg.training.callback import training_encodings
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 from tests.conftest import WORDS, word_model
 

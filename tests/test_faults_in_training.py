@@ -25,7 +25,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from st_hardneg import MiningCallback, MiningError
 from st_hardneg.losses import LossDiagnosticsCallback, SemiHardMultipleNegativesRankingLoss
 from st_hardneg.search import ExactSearcher
-from st_hardneg.table import NegativeTable
+from st_hardneg.live.table import NegativeTable
 from tests.test_resume import make_args, make_model, make_negatives, run
 
 pytestmark = [
@@ -294,11 +294,11 @@ def full_after_half(content, file, **_):
 
 
 WRITE_POINTS = {
-    "the folder": ("st_hardneg.checkpoint.os.makedirs", full_disk),
-    "the partial folder": ("st_hardneg.storage.tempfile.mkdtemp", full_disk),
+    "the folder": ("st_hardneg.training.checkpoint.os.makedirs", full_disk),
+    "the partial folder": ("st_hardneg.files.save.tempfile.mkdtemp", full_disk),
     "the arrow files": ("datasets.Dataset.save_to_disk", full_after_a_part),
-    "state.json": ("st_hardneg.checkpoint.json.dump", full_after_half),
-    "the new name": ("st_hardneg.storage.os.replace", full_disk),
+    "state.json": ("st_hardneg.training.checkpoint.json.dump", full_after_half),
+    "the new name": ("st_hardneg.files.save.os.replace", full_disk),
 }
 
 

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 import st_hardneg
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.checkpoint import folder_of
+from st_hardneg.training.checkpoint import folder_of
 from tests.test_resume import TEXTS, make_args, make_model, make_negatives, run
 
 pytestmark = [
@@ -124,7 +124,7 @@ def test_nothing_is_unpickled_when_files_are_read(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something was unpickled")
 
-    from st_hardneg.checkpoint import read_checkpoint
+    from st_hardneg.training.checkpoint import read_checkpoint
 
     with monkeypatch.context() as patch:
         for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
-from st_hardneg.pairs import KnownPositives
-from st_hardneg.texts import same_text_key
+from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.texts import same_text_key
 from tests.conftest import WORDS, word_model
 
 WORD = st.sampled_from(["w1", "w2", "w3", "W1", "ｗ2", "w4"])

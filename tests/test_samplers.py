@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler, TopicAwareBatchSampler
-from st_hardneg.storage import mining_from, negatives_dataset
+from st_hardneg.files.save import mining_from, negatives_dataset
 from tests.conftest import WORDS, word_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")

@@ -14,7 +14,7 @@ from datasets import Dataset
 from scipy import stats
 
 from st_hardneg import HardNegativeDataset, MiningConfig
-from st_hardneg.sampling import (
+from st_hardneg.mining.sampling import (
     choose,
     distance_log_weights,
     equal_log_weights,

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from st_hardneg import HardNegativeDataset, MiningConfig
-from st_hardneg.mining import Mining
+from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport, summarize
 
 ROWS, WIDTH, BATCH = 5_000, 3, 500

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from st_hardneg.table import NegativeTable, SharedArray, _remove
+from st_hardneg.live.table import NegativeTable, SharedArray, _remove
 from tests.conftest import whole
 
 

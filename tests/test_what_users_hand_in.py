@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.callback import check_trained_as_mined
+from st_hardneg.training.callback import check_trained_as_mined
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 from st_hardneg.search import FaissSearcher
 from tests.conftest import WORDS, random_texts, word_model
@@ -354,6 +354,6 @@ def test_a_save_that_names_files_outside_is_refused(bag_of_words, word_pairs, tm
 
 
 def test_a_batch_size_does_not_refuse_a_resume():
-    from st_hardneg.checkpoint import SPEED
+    from st_hardneg.training.checkpoint import SPEED
 
     assert {"batch_size", "query_chunk_size", "corpus_chunk_size"} <= SPEED

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from st_hardneg.sampling import (
+from st_hardneg.mining.sampling import (
     choose,
     distance_log_weights,
     equal_log_weights,
@@ -85,7 +85,7 @@ def test_noise_equals_plain_integers():
 
 def test_the_finaliser_is_the_published_one():
     """The first number of SplitMix64 with seed 0, as its authors print it, comes out of the same constants."""
-    from st_hardneg.sampling import _mix
+    from st_hardneg.mining.sampling import _mix
 
     assert hex(int(_mix(np.array([0x9E3779B97F4A7C15], dtype=np.uint64))[0])) == "0xe220a8397b1dcdaf"
 

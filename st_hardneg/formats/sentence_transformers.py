@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset
 
-from st_hardneg.texts import Ids, TextColumn, dataset_of
+from st_hardneg.corpus.texts import Ids, TextColumn, dataset_of
 
 OutputFormat = Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"]
 Scores = npt.NDArray[np.float32]

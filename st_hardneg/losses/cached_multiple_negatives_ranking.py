@@ -17,7 +17,7 @@ from st_hardneg.losses.diagnostics import MaskingDiagnostics
 from st_hardneg.losses.in_batch import Direction, Negatives
 from st_hardneg.losses.masking import SupportsKnownPositives, recommended_settings
 from st_hardneg.losses.multiple_negatives_ranking import SemiHardMultipleNegativesRankingLoss
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 
 class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingLoss):

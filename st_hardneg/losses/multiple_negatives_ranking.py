@@ -25,7 +25,7 @@ from st_hardneg.losses.masking import (
     recommended_settings,
     rounding_tolerance,
 )
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 
 class SemiHardMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):

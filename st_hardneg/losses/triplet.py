@@ -22,7 +22,7 @@ from st_hardneg.losses.masking import (
     known_positives_among_own_negatives,
     ready_for,
 )
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 OuterEdge: TypeAlias = float | Literal["triplet_margin"] | None
 

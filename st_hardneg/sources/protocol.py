@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from st_hardneg.candidates import Found
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus
-from st_hardneg.pairs import Pairs
-from st_hardneg.texts import Ids
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.corpus.texts import Ids
 
 # Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
 _MAX_HITS = 500_000

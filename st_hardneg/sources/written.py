@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from st_hardneg.candidates import SYNTHETIC, Found, is_repeated
-from st_hardneg.sampling import uniform_noise
-from st_hardneg.scoring import Scoring
+from st_hardneg.mining.sampling import uniform_noise
+from st_hardneg.mining.scoring import Scoring
 from st_hardneg.sources.protocol import SearchPlan
 
 

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig
-from st_hardneg.mining import Mining
+from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport
 
 

@@ -37,7 +37,7 @@ from st_hardneg.losses import (
     SemiHardMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
 )
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 BATCH_SIZE, NUM_NEGATIVES, NUM_WORDS, TEXT_LENGTH = 64, 5, 2000, 24
 Step = Callable[[], Tensor]

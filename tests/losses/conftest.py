@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 NUM_WORDS = 100
 WORDS = [f"w{number}" for number in range(NUM_WORDS)]

@@ -30,7 +30,7 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 from tests.conftest import run_and_leave
 
 

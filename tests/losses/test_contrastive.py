@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import ContrastiveLoss, S
 from torch import Tensor
 
 from st_hardneg.losses import SemiHardContrastiveLoss
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 METRICS = {
     "cosine": SiameseDistanceMetric.COSINE_DISTANCE,

@@ -31,7 +31,7 @@ from st_hardneg.losses import (
 )
 from st_hardneg.losses.labels import RowLabels
 from st_hardneg.losses.masking import NegativeFilter, losses_with_known_positives, ready_for, rounding_tolerance
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 TUPLE_LOSSES = [SemiHardMultipleNegativesRankingLoss, SemiHardTripletLoss, SemiHardContrastiveLoss]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
 from st_hardneg.losses.masking import rounding_tolerance
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 DIRECTIONS = [

@@ -24,7 +24,7 @@ from st_hardneg.losses import (
     WeightedSumLoss,
 )
 from st_hardneg.losses.diagnostics import SHARE_NAMES, pop_diagnostics
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 
 def _weighted_sum(model: SentenceTransformer) -> WeightedSumLoss:

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import TripletDistanceMet
 from torch import Tensor
 
 from st_hardneg.losses import SemiHardTripletLoss
-from st_hardneg.pairs import KnownPositives
+from st_hardneg.corpus.pairs import KnownPositives
 
 METRICS = {
     "cosine": TripletDistanceMetric.COSINE,

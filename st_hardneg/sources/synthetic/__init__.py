@@ -36,7 +36,7 @@ def checked_synthetic(texts_of: SyntheticTexts, positives: Sequence[str]) -> lis
     """Have a maker write texts for all positives, and keep those that can be negatives.
 
     Texts that are empty, or that a reader would call the same as their positive or as each other
-    (:func:`~st_hardneg.texts.same_text_key`), are dropped and counted in a warning.
+    (:func:`~st_hardneg.corpus.texts.same_text_key`), are dropped and counted in a warning.
 
     Args:
         texts_of: The maker. It gets at most 1,000 positives at a time.

@@ -18,15 +18,15 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_hardneg.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
+from st_hardneg.training.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.config import MiningConfig
 from st_hardneg.dataset import HardNegativeDataset
-from st_hardneg.encoding import Encoding, Encodings, encode
-from st_hardneg.inputs import similarity_name
+from st_hardneg.encoders.dense import Encoding, Encodings, encode
+from st_hardneg.corpus.given import similarity_name
 from st_hardneg.losses.diagnostics import track_diagnostics
-from st_hardneg.mining import Mining
+from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport
-from st_hardneg.schedules import (
+from st_hardneg.training.schedules import (
     Curriculum,
     InForce,
     Progress,
@@ -37,8 +37,8 @@ from st_hardneg.schedules import (
     in_force,
     points_of,
 )
-from st_hardneg.storage import damaged
-from st_hardneg.view import live_views, read_in_batches
+from st_hardneg.files.save import damaged
+from st_hardneg.live.view import live_views, read_in_batches
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -84,7 +84,7 @@ class MiningCallback(TrainerCallback):
         mining_strategy: ``"steps"``, or ``"epoch"`` to refresh before every epoch but the first.
         mining_warmup_steps: No refresh before this step.
         schedule: Fields of the config that change while the model trains: a mapping from field to schedule, such as
-            ``{"random_rate": Linear(0.8, 0.0)}``, or a curriculum, a list of stages (:mod:`st_hardneg.schedules`). Each
+            ``{"random_rate": Linear(0.8, 0.0)}``, or a curriculum, a list of stages (:mod:`st_hardneg.training.schedules`). Each
             refresh mines with what is in force then. With a schedule, the training begins with a mining of its own if the
             dataset was mined otherwise, and every stage of a curriculum begins with one. A scheduled ``num_negatives`` is
             how many negatives of each row are shown, at most as many as the table is wide; it changes between epochs only.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from st_hardneg.candidates import Candidates
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus import Corpus
-from st_hardneg.pairs import KnownPositives, Pairs
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import KnownPositives, Pairs
 
 RULES = (
     "anchor",

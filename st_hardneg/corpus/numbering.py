@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from st_hardneg.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
+from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
 
 _ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 _NONE: Ids = np.arange(0, dtype=np.int64)
@@ -70,7 +70,7 @@ class Corpus:
     Args:
         texts: The texts; row number = corpus id.
         identities: int64 of shape ``(num_texts,)``: the lowest corpus id that carries the same text
-            (see :func:`~st_hardneg.texts.same_text_key`).
+            (see :func:`~st_hardneg.corpus.texts.same_text_key`).
         searched: int64 of shape ``(num_searched,)``: the corpus ids that are searched. Equal texts are searched
             once, or a row could be given the same negative twice.
         num_given: How many of the texts were given as the corpus.
@@ -212,7 +212,7 @@ def number_texts(
     Args:
         positives: The positives, one per row.
         corpus: Further texts, or None for the positives alone.
-        distinct: Search one text per ``"identity"`` (what :func:`~st_hardneg.texts.same_text_key` calls the same), or one
+        distinct: Search one text per ``"identity"`` (what :func:`~st_hardneg.corpus.texts.same_text_key` calls the same), or one
             per exact ``"text"``, as ``sentence_transformers.util.mine_hard_negatives`` does.
         allow_empty: Whether the corpus may hold empty texts.
         additions: What else can be a negative.

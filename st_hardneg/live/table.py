@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st_hardneg.texts import Ids
+from st_hardneg.corpus.texts import Ids
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from st_hardneg import shortfall
+from st_hardneg.mining import slots as shortfall
 from st_hardneg.candidates import ANCHORS, BUILT_IN_SOURCES, RANDOM, Candidates, Found, Negatives, joined
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
-from st_hardneg.filters import ExtraFilter, keep_masks
+from st_hardneg.mining.filters import ExtraFilter, keep_masks
 from st_hardneg.hardness import is_easy_by_now
 from st_hardneg.report import MiningReport, Tally
-from st_hardneg.sampling import (
+from st_hardneg.mining.sampling import (
     choose,
     distance_log_weights,
     equal_log_weights,
@@ -28,11 +28,11 @@ from st_hardneg.sampling import (
     uniform_noise,
     window_of_survivors,
 )
-from st_hardneg.scoring import Scoring
-from st_hardneg.shortfall import Previous
+from st_hardneg.mining.scoring import Scoring
+from st_hardneg.mining.slots import Previous
 from st_hardneg.sources import RandomSource, SearchPlan, Source
 from st_hardneg.sources.uniform import RANDOM_RATE, RANDOM_RATE_COIN
-from st_hardneg.texts import Ids
+from st_hardneg.corpus.texts import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Mined:
     Args:
         negatives: The negatives of every query.
         origin: int8 of shape ``(num_queries, num_negatives)``: how each slot was filled, see
-            :mod:`st_hardneg.shortfall`.
+            :mod:`st_hardneg.mining.slots`.
         steps: int64 of the same shape: the training step at which each negative was mined; -1 before training.
         first_similarities: float32 of the same shape: the model's similarity at that time.
         scoring: The scores that the run worked with.
@@ -95,7 +95,7 @@ class Mining:
         chosen_by: float32 of the same shape: the scores that filters and order went by, a cross encoder's if there
             is one.
         ranks: int64 of the same shape: place among what the search returned, from 0; -1 where it came otherwise.
-        origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.shortfall`.
+        origin: int8 of the same shape: how the slot was filled, see :mod:`st_hardneg.mining.slots`.
         sources: int8 of the same shape: where the negative comes from, as a place in the dataset's ``source_names``.
         source_scores: float32 of the same shape: the source's own score (BM25); NaN where there is none.
         steps: int64 of the same shape: the training step at which it was mined; -1 before training.

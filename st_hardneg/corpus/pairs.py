@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.corpus import Corpus, NumberedPositives
-from st_hardneg.texts import Ids, TextColumn, same_text_key
+from st_hardneg.corpus.numbering import Corpus, NumberedPositives
+from st_hardneg.corpus.texts import Ids, TextColumn, same_text_key
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class KnownPositives:
     """Which corpus texts are right answers to which query, as a value that losses can hold.
 
     A text is "right" for a query if it is the same text as one of the query's positives, or as the query itself:
-    see :func:`~st_hardneg.texts.same_text_key`. The look-up is exact, works on whole matrices, and holds 8 bytes per
+    see :func:`~st_hardneg.corpus.texts.same_text_key`. The look-up is exact, works on whole matrices, and holds 8 bytes per
     corpus text, per query and per known pair. Queries that are the same text are one group, so thousands of spellings of
     one anchor take no more than thousands of anchors.
 

@@ -13,11 +13,11 @@ from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
 from st_hardneg.candidates import Candidates, Found
-from st_hardneg.corpus import Corpus
-from st_hardneg.encoding import Encodings, encode
-from st_hardneg.pairs import Pairs
-from st_hardneg.rescoring import cross_encoder_scores
-from st_hardneg.texts import Ids
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.encoders.dense import Encodings, encode
+from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.mining.rescoring import cross_encoder_scores
+from st_hardneg.corpus.texts import Ids
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer

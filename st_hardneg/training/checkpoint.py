@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from st_hardneg.mining import Mining
+from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport
-from st_hardneg.storage import (
+from st_hardneg.files.save import (
     damaged,
     flat_lists,
     matrix_from,
@@ -24,7 +24,7 @@ from st_hardneg.storage import (
     topics_from,
     write_folder,
 )
-from st_hardneg.texts import Ids, dataset_of
+from st_hardneg.corpus.texts import Ids, dataset_of
 
 _FORMAT = 1
 _FOLDER = "hard_negatives"

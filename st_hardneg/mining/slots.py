@@ -16,9 +16,9 @@ from st_hardneg.candidates import RANDOM as FROM_RANDOM
 from st_hardneg.candidates import Found, Negatives, find_in_row, is_repeated
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
-from st_hardneg.filters import ExtraFilter, keep_masks
-from st_hardneg.sampling import uniform_noise
-from st_hardneg.scoring import Scoring
+from st_hardneg.mining.filters import ExtraFilter, keep_masks
+from st_hardneg.mining.sampling import uniform_noise
+from st_hardneg.mining.scoring import Scoring
 
 EMPTY, MINED, CARRIED_OVER, RANDOM, REPEATED, LAST_RESORT = range(6)
 """How a slot was filled."""

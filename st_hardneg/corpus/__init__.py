@@ -1,0 +1,3 @@
+"""Texts: identity, numbering, pairs, and what users hand in."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Texts to vectors."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""What a running training reads."""
+
+from __future__ import annotations

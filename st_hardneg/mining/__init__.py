@@ -1,0 +1,3 @@
+"""From candidates to negatives."""
+
+from __future__ import annotations

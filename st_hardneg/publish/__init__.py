@@ -1,0 +1,3 @@
+"""What is shared with others."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Refreshing while a trainer trains."""
+
+from __future__ import annotations
