@@ -21,13 +21,13 @@ from torch import nn
 from train_with_refresh import argument_parser, load, make_config, make_model, measure, train
 
 from st_hardneg import HardNegativeDataset, MiningCallback
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import (
     SemiHardContrastiveLoss,
     SemiHardMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from st_hardneg.corpus.pairs import KnownPositives
 
 LOSSES: dict[str, Callable[[SentenceTransformer, KnownPositives], nn.Module]] = {
     "MNRL (Sentence Transformers)": lambda model, known: MultipleNegativesRankingLoss(model),

@@ -20,8 +20,8 @@ from datasets import Dataset, disable_progress_bars
 from train_with_refresh import argument_parser, load, make_config, make_model, measure, train
 
 from st_hardneg import HardNegativeDataset, MiningCallback
-from st_hardneg.training.schedules import Linear, Stage
 from st_hardneg.sources.synthetic import KeywordEdits
+from st_hardneg.training.schedules import Linear, Stage
 
 
 @dataclass(frozen=True)

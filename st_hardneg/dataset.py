@@ -19,20 +19,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SimilarityFunction
 
-from st_hardneg.mining import slots as shortfall
-from st_hardneg.files import save as storage
 from st_hardneg.candidates import ANCHORS, DENSE, find_in_row
-from st_hardneg.training.checkpoint import CheckpointState
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus.numbering import Corpus, Predicate, TextWriter, number_texts
-from st_hardneg.encoders.dense import Encoding, Encodings
-from st_hardneg.errors import MiningError, NotMinedError
-from st_hardneg.mining.filters import ExtraFilter
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.formats.beir import BeirTable, read_beir
-from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
-from st_hardneg.hardness import hardness_shares
-from st_hardneg.publish.hub import push_mined
 from st_hardneg.corpus.given import (
     check_dataset,
     check_num_topics,
@@ -46,17 +34,29 @@ from st_hardneg.corpus.given import (
     row_weights,
     similarity_name,
 )
-from st_hardneg.mining.engine import Mined, Mining, Recipe, mine_negatives, require_any
+from st_hardneg.corpus.numbering import Corpus, Predicate, TextWriter, number_texts
 from st_hardneg.corpus.pairs import KnownPositives, pair_up
-from st_hardneg.report import MiningReport, peak_memory_mb, summarize
-from st_hardneg.mining.scoring import Embeddings, Scoring, embed
-from st_hardneg.search import Searcher
-from st_hardneg.mining.slots import Previous
-from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space, WrittenSource
-from st_hardneg.live.table import NegativeTable
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
-from st_hardneg.mining.topics import cluster
+from st_hardneg.encoders.dense import Encoding, Encodings
+from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.errors import MiningError, NotMinedError
+from st_hardneg.files import save as storage
+from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
+from st_hardneg.hardness import hardness_shares
+from st_hardneg.live.table import NegativeTable
 from st_hardneg.live.view import LiveView
+from st_hardneg.mining import slots as shortfall
+from st_hardneg.mining.engine import Mined, Mining, Recipe, mine_negatives, require_any
+from st_hardneg.mining.filters import ExtraFilter
+from st_hardneg.mining.scoring import Embeddings, Scoring, embed
+from st_hardneg.mining.slots import Previous
+from st_hardneg.mining.topics import cluster
+from st_hardneg.publish.hub import push_mined
+from st_hardneg.report import MiningReport, peak_memory_mb, summarize
+from st_hardneg.search import Searcher
+from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space, WrittenSource
+from st_hardneg.training.checkpoint import CheckpointState
 
 logger = logging.getLogger(__name__)
 

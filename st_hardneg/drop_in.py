@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from st_hardneg.candidates import DENSE
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import number_texts
+from st_hardneg.corpus.pairs import pair_up
+from st_hardneg.corpus.texts import TextColumn, check_text_column
 from st_hardneg.encoders.dense import Encoding, Encodings, encode
-from st_hardneg.errors import require_extra
-from st_hardneg.mining.filters import ExtraFilter
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
+from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
 from st_hardneg.mining.engine import Mined, Recipe, mine_negatives
-from st_hardneg.corpus.pairs import pair_up
+from st_hardneg.mining.filters import ExtraFilter
 from st_hardneg.mining.scoring import Embeddings, Scoring, encoded_texts
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
 from st_hardneg.sources import DenseSource, Space
-from st_hardneg.corpus.texts import TextColumn, check_text_column
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer

@@ -12,17 +12,17 @@ from sentence_transformers import SimilarityFunction
 
 from st_hardneg.candidates import DENSE
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.given import checked_config, default_searcher, similarity_name
 from st_hardneg.corpus.numbering import Corpus, number_texts
+from st_hardneg.corpus.pairs import Pairs, pair_up
+from st_hardneg.corpus.texts import TextColumn, check_text_column, same_text_key
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoders.dense import Encodings, encode
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
-from st_hardneg.corpus.given import checked_config, default_searcher, similarity_name
 from st_hardneg.mining.engine import Mined, Recipe, mine_negatives
-from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.mining.scoring import Embeddings, Scoring, encoded_texts
 from st_hardneg.search import Searcher
 from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space
-from st_hardneg.corpus.texts import TextColumn, check_text_column, same_text_key
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

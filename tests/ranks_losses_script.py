@@ -23,7 +23,6 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss, TripletLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.training.callback import _Target
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
@@ -31,6 +30,7 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
+from st_hardneg.training.callback import _Target
 from tests.conftest import WORDS, random_texts, run_and_leave, word_model
 
 

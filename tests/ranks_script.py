@@ -30,10 +30,10 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.training import callback
 from st_hardneg.samplers import TopicAwareBatchSampler
-from st_hardneg.training.schedules import Linear, PerEpoch
 from st_hardneg.search import ExactSearcher
+from st_hardneg.training import callback
+from st_hardneg.training.schedules import Linear, PerEpoch
 from tests.conftest import WORDS, random_texts, run_and_leave, word_model
 
 

@@ -13,8 +13,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.training.callback import training_encodings
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
+from st_hardneg.training.callback import training_encodings
 from tests.conftest import WORDS, word_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")

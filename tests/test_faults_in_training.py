@@ -23,9 +23,9 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import MiningCallback, MiningError
+from st_hardneg.live.table import NegativeTable
 from st_hardneg.losses import LossDiagnosticsCallback, SemiHardMultipleNegativesRankingLoss
 from st_hardneg.search import ExactSearcher
-from st_hardneg.live.table import NegativeTable
 from tests.test_resume import make_args, make_model, make_negatives, run
 
 pytestmark = [

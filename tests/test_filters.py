@@ -9,9 +9,9 @@ import torch
 from st_hardneg.candidates import Candidates
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Additions, number_texts
-from st_hardneg.mining.filters import RULES, keep_masks, keeps_texts
 from st_hardneg.corpus.pairs import pair_up
 from st_hardneg.corpus.texts import TextColumn
+from st_hardneg.mining.filters import RULES, keep_masks, keeps_texts
 from tests.conftest import whole
 
 TEXTS = ["a question", "An  answer", "one", "two words", "three words here", "see other", "A QUESTION"]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from st_hardneg import MiningConfig
-from st_hardneg.training.checkpoint import _content
-from st_hardneg.formats.beir import read_beir
 from st_hardneg.files.save import _checked_content, mining_from, negatives_dataset, read
+from st_hardneg.formats.beir import read_beir
+from st_hardneg.training.checkpoint import _content
 from tests.test_soak import mining_of
 
 # Half a second by default; the long run makes 120 000 inputs.

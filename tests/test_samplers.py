@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformerTrainer, SentenceTransforme
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.samplers import NoDuplicatePairsBatchSampler, TopicAwareBatchSampler
 from st_hardneg.files.save import mining_from, negatives_dataset
+from st_hardneg.samplers import NoDuplicatePairsBatchSampler, TopicAwareBatchSampler
 from tests.conftest import WORDS, word_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.training import checkpoint
+from st_hardneg.corpus.texts import dataset_of
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
@@ -28,6 +28,7 @@ from st_hardneg.losses import (
     WeightedSumLoss,
 )
 from st_hardneg.samplers import TopicAwareBatchSampler
+from st_hardneg.training import checkpoint
 from st_hardneg.training.schedules import (
     Constant,
     Cosine,
@@ -42,7 +43,6 @@ from st_hardneg.training.schedules import (
     describe,
     in_force,
 )
-from st_hardneg.corpus.texts import dataset_of
 from tests import test_resume
 from tests.conftest import WORDS, word_model
 

@@ -15,12 +15,12 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from st_hardneg.candidates import BUILT_IN_SOURCES
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Additions
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import require_extra
+from st_hardneg.live.view import WEIGHT_UNIT
 from st_hardneg.mining.filters import RULES, ExtraFilter
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
 from st_hardneg.sources.synthetic import checked_synthetic
-from st_hardneg.corpus.texts import Ids
-from st_hardneg.live.view import WEIGHT_UNIT
 
 _MAX_WEIGHT = 1e6
 _MAX_SOURCES = 100

@@ -11,7 +11,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of, same_text_key, text_digest
+from st_hardneg.corpus.texts import (
+    TEXT_TYPES,
+    Ids,
+    TextColumn,
+    check_text_column,
+    dataset_of,
+    same_text_key,
+    text_digest,
+)
 
 _ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 _NONE: Ids = np.arange(0, dtype=np.int64)

@@ -19,13 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
-from st_hardneg.mining import slots as shortfall
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.texts import Ids, dataset_of
 from st_hardneg.encoders.fingerprint import texts_fingerprint
+from st_hardneg.mining import slots as shortfall
 from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport
-from st_hardneg.corpus.texts import Ids, dataset_of
 
 _FORMAT = 1
 _ABANDONED_SECONDS = 3600.0

@@ -15,8 +15,8 @@ from datasets.table import InMemoryTable
 from datasets.utils._dill import pklregister
 from torch.utils.data import ConcatDataset, get_worker_info
 
-from st_hardneg.live.table import NegativeTable
 from st_hardneg.corpus.texts import Ids, TextColumn
+from st_hardneg.live.table import NegativeTable
 
 LABEL_COLUMN = "label"
 # Row numbers are stored above this, so that no number of a user's own column is mistaken for one.

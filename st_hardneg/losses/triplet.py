@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.model import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.hardness import HardnessDefinition
 from st_hardneg.losses.citations import FACENET
 from st_hardneg.losses.diagnostics import MaskingDiagnostics
@@ -22,7 +23,6 @@ from st_hardneg.losses.masking import (
     known_positives_among_own_negatives,
     ready_for,
 )
-from st_hardneg.corpus.pairs import KnownPositives
 
 OuterEdge: TypeAlias = float | Literal["triplet_margin"] | None
 

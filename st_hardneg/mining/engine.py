@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from st_hardneg.mining import slots as shortfall
 from st_hardneg.candidates import ANCHORS, BUILT_IN_SOURCES, RANDOM, Candidates, Found, Negatives, joined
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import MiningError
-from st_hardneg.mining.filters import ExtraFilter, keep_masks
 from st_hardneg.hardness import is_easy_by_now
-from st_hardneg.report import MiningReport, Tally
+from st_hardneg.mining import slots as shortfall
+from st_hardneg.mining.filters import ExtraFilter, keep_masks
 from st_hardneg.mining.sampling import (
     choose,
     distance_log_weights,
@@ -30,9 +30,9 @@ from st_hardneg.mining.sampling import (
 )
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.mining.slots import Previous
+from st_hardneg.report import MiningReport, Tally
 from st_hardneg.sources import RandomSource, SearchPlan, Source
 from st_hardneg.sources.uniform import RANDOM_RATE, RANDOM_RATE_COIN
-from st_hardneg.corpus.texts import Ids
 
 
 @dataclass(frozen=True, eq=False)

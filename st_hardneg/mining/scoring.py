@@ -14,10 +14,10 @@ from torch import Tensor
 
 from st_hardneg.candidates import Candidates, Found
 from st_hardneg.corpus.numbering import Corpus
-from st_hardneg.encoders.dense import Encodings, encode
 from st_hardneg.corpus.pairs import Pairs
-from st_hardneg.mining.rescoring import cross_encoder_scores
 from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.dense import Encodings, encode
+from st_hardneg.mining.rescoring import cross_encoder_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer

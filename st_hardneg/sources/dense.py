@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from st_hardneg.candidates import Found, is_repeated
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.search import Searcher, checked_search
 from st_hardneg.sources.protocol import SearchPlan
-from st_hardneg.corpus.texts import Ids
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from st_hardneg.candidates import LEXICAL, Found
 from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import require_extra
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.sources.protocol import SearchPlan
-from st_hardneg.corpus.texts import Ids
 
 
 class LexicalIndex:

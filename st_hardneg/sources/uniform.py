@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from st_hardneg.candidates import RANDOM, Found, is_repeated
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.mining.sampling import uniform_noise
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.sources.protocol import SearchPlan
-from st_hardneg.corpus.texts import Ids
 
 # A proposal holds this many draws per negative, and at least so many: filters may refuse 19 of 20.
 _DRAWS_PER_SLOT = 8

@@ -18,14 +18,16 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from st_hardneg.training.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.given import similarity_name
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoders.dense import Encoding, Encodings, encode
-from st_hardneg.corpus.given import similarity_name
+from st_hardneg.files.save import damaged
+from st_hardneg.live.view import live_views, read_in_batches
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.mining.engine import Mining
 from st_hardneg.report import MiningReport
+from st_hardneg.training.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
 from st_hardneg.training.schedules import (
     Curriculum,
     InForce,
@@ -37,8 +39,6 @@ from st_hardneg.training.schedules import (
     in_force,
     points_of,
 )
-from st_hardneg.files.save import damaged
-from st_hardneg.live.view import live_views, read_in_batches
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

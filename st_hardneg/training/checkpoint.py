@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from st_hardneg.mining.engine import Mining
-from st_hardneg.report import MiningReport
+from st_hardneg.corpus.texts import Ids, dataset_of
 from st_hardneg.files.save import (
     damaged,
     flat_lists,
@@ -24,7 +23,8 @@ from st_hardneg.files.save import (
     topics_from,
     write_folder,
 )
-from st_hardneg.corpus.texts import Ids, dataset_of
+from st_hardneg.mining.engine import Mining
+from st_hardneg.report import MiningReport
 
 _FORMAT = 1
 _FOLDER = "hard_negatives"

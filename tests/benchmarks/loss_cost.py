@@ -31,13 +31,13 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
     SemiHardMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
 )
-from st_hardneg.corpus.pairs import KnownPositives
 
 BATCH_SIZE, NUM_NEGATIVES, NUM_WORDS, TEXT_LENGTH = 64, 5, 2000, 24
 Step = Callable[[], Tensor]

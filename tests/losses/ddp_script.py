@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import (
     LossDiagnosticsCallback,
     SemiHardCachedMultipleNegativesRankingLoss,
@@ -30,7 +31,6 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from st_hardneg.corpus.pairs import KnownPositives
 from tests.conftest import run_and_leave
 
 

@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from torch import Tensor, nn
 
-from st_hardneg.losses import SemiHardCachedMultipleNegativesRankingLoss, SemiHardMultipleNegativesRankingLoss
 from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.losses import SemiHardCachedMultipleNegativesRankingLoss, SemiHardMultipleNegativesRankingLoss
 
 TEXTS = [
     ["w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w1 w2", "w20 w21"],

@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import ContrastiveLoss, SiameseDistanceMetric
 from torch import Tensor
 
-from st_hardneg.losses import SemiHardContrastiveLoss
 from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.losses import SemiHardContrastiveLoss
 
 METRICS = {
     "cosine": SiameseDistanceMetric.COSINE_DISTANCE,

@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss, in_batch
 from st_hardneg.losses.in_batch import RankedBatch, RankedRows
 from st_hardneg.losses.labels import RowLabels
-from st_hardneg.corpus.pairs import KnownPositives
 
 DIRECTIONS: Any = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 NEGATIVES: Any = ("all_negatives", "hard_negatives", "in_batch_negatives")

@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,
@@ -31,7 +32,6 @@ from st_hardneg.losses import (
 )
 from st_hardneg.losses.labels import RowLabels
 from st_hardneg.losses.masking import NegativeFilter, losses_with_known_positives, ready_for, rounding_tolerance
-from st_hardneg.corpus.pairs import KnownPositives
 
 TUPLE_LOSSES = [SemiHardMultipleNegativesRankingLoss, SemiHardTripletLoss, SemiHardContrastiveLoss]
 

@@ -15,9 +15,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import cos_sim, dot_score, euclidean_sim
 from torch import Tensor
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
 from st_hardneg.losses.masking import rounding_tolerance
-from st_hardneg.corpus.pairs import KnownPositives
 
 ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 DIRECTIONS = [

@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.losses import CosineSimilarityLo
 from sentence_transformers.util import pairwise_cos_sim
 from torch import nn
 
+from st_hardneg.corpus.pairs import KnownPositives
 from st_hardneg.losses import (
     LossDiagnosticsCallback,
     SemiHardCachedMultipleNegativesRankingLoss,
@@ -24,7 +25,6 @@ from st_hardneg.losses import (
     WeightedSumLoss,
 )
 from st_hardneg.losses.diagnostics import SHARE_NAMES, pop_diagnostics
-from st_hardneg.corpus.pairs import KnownPositives
 
 
 def _weighted_sum(model: SentenceTransformer) -> WeightedSumLoss:

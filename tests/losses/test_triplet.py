@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import TripletDistanceMetric, TripletLoss
 from torch import Tensor
 
-from st_hardneg.losses import SemiHardTripletLoss
 from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.losses import SemiHardTripletLoss
 
 METRICS = {
     "cosine": TripletDistanceMetric.COSINE,

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from st_hardneg.errors import MiningError
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, weights_fingerprint
+from st_hardneg.errors import MiningError
 from st_hardneg.sources.synthetic.makers import DistinctTexts, check_integers, checked_positives
 
 logger = logging.getLogger(__name__)

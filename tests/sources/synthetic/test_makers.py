@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_hardneg.corpus.texts import same_text_key
 from st_hardneg.errors import MiningError
 from st_hardneg.sources.synthetic import KeywordEdits, TextPerturbations, checked_synthetic
-from st_hardneg.corpus.texts import same_text_key
 
 PROSE = (
     "In 1998, Aspirin did not increase the 5 mg/L level of IL-6 by 12.5 % in 1,200 patients from Kenya. "
