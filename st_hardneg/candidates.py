@@ -1,149 +1,118 @@
-"""Candidates and Negatives, the values that flow through a mining run."""
+"""The values that flow through a mining: Candidates, the Negatives chosen from them, and the Mining that holds these."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from math import inf, nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
-DENSE, ANCHORS, LEXICAL, RANDOM, SYNTHETIC = range(5)
-"""What a source is called in arrays; sources that the caller names follow."""
+from st_hardneg.report import MiningReport
 
-BUILT_IN_SOURCES = ("dense", "anchors", "lexical", "random", "synthetic")
-"""The sources of these numbers. ``"anchors"`` is where a dual-space search found a negative among the anchors."""
+BUILT_IN_SOURCES = ("dense", "anchors", "lexical", "random", "synthetic", "given")
+"""Names of the sources of this package. ``"anchors"`` is where a search of both spaces found a negative among the anchors;
+``"given"`` are the negatives that the user's own columns hold."""
 
+ORIGINS = ("empty", "mined", "carried over", "random", "repeated", "last resort")
+"""How a slot was filled. A last resort is a text that no rule lets through today; losses mask it."""
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a source proposes for some queries, best first; ``q`` queries, ``k`` places each.
-
-    Args:
-        query_ids: int64 of shape ``(q,)``.
-        corpus_ids: int64 of shape ``(q, k)``; -1 for none.
-        sources: int8 of shape ``(q, k)``: where each comes from.
-        ranks: int64 of shape ``(q, k)``: its place in that source's own order, from 0; -1 if it has none.
-        similarities: float32 of shape ``(q, k)``: the model's similarity, if the source has computed it.
-        source_scores: float32 of shape ``(q, k)``: a score of the source's own (BM25), if it has one.
-        is_ranked: Whether the order is the source's own, which a cross encoder leaves as it is.
-    """
-
-    query_ids: Tensor
-    corpus_ids: Tensor
-    sources: Tensor
-    ranks: Tensor
-    similarities: Tensor | None = None
-    source_scores: Tensor | None = None
-    is_ranked: bool = False
-
-    @classmethod
-    def unranked(cls, query_ids: Tensor, corpus_ids: Tensor, source: int = -1) -> Found:
-        """Return texts that come from no search."""
-        sources = torch.full(corpus_ids.shape, source, dtype=torch.int8)
-        return cls(query_ids, corpus_ids, sources, torch.full_like(corpus_ids, -1))
+EMPTY, MINED, CARRIED_OVER, RANDOM, REPEATED, LAST_RESORT = range(len(ORIGINS))
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """What a source found for some queries, scored, best first; ``q`` queries, ``k`` places each.
+@dataclass(frozen=True)
+class Column:
+    """What one column of :class:`Negatives` holds; files are written, checked and read by it.
 
     Args:
-        query_ids: int64 of shape ``(q,)``.
-        corpus_ids: int64 of shape ``(q, k)``; -1 where a search returned less than ``k``.
-        scores: float32 of shape ``(q, k)``, by which candidates are filtered and ordered; -inf where missing.
-        similarities: float32 of shape ``(q, k)``: the model's own similarity. Differs from ``scores`` only after a
-            cross encoder has rescored.
-        ranks: int64 of shape ``(q, k)``: the place at which the search returned each, from 0; -1 where it did not
-            come from the search.
-        positive_scores: float32 of shape ``(q,)``: the lowest score among each query's positives.
-        positive_similarity: float32 of shape ``(q, k)``: how similar each candidate is to the nearest of the query's
-            positives, or None where no filter asks.
-        sources: int8 of shape ``(q, k)``: where each comes from, as a place in the dataset's ``source_names``; -1 for
-            none.
-        source_scores: float32 of shape ``(q, k)``: the source's own score, BM25 for a lexical one; NaN where there is
-            none.
-        guide_gap: float32 of shape ``(q, k)``: how far the guide scores each candidate above the query's lowest positive
-            guide score, or None where there is no guide.
+        dtype: Type of its tensor.
+        missing: What stands in an empty slot.
+        names: What its numbers stand for, if they are places in a list of names; -1 is no name.
     """
 
-    query_ids: Tensor
-    corpus_ids: Tensor
-    scores: Tensor
-    similarities: Tensor
-    ranks: Tensor
-    positive_scores: Tensor
-    positive_similarity: Tensor | None = None
-    sources: Tensor | None = None
-    source_scores: Tensor | None = None
-    guide_gap: Tensor | None = None
+    dtype: torch.dtype
+    missing: float
+    names: str | None = None
 
-    @property
-    def is_present(self) -> Tensor:
-        """Boolean tensor of shape ``(q, k)``: True where there is a candidate at all."""
-        return self.corpus_ids >= 0
 
-    def at(self, places: Tensor) -> Negatives:
-        """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
-        sources = torch.full(self.corpus_ids.shape, -1, dtype=torch.int8) if self.sources is None else self.sources
-        own = torch.full(self.corpus_ids.shape, nan) if self.source_scores is None else self.source_scores
-        return Negatives(self.corpus_ids, self.scores, self.similarities, self.ranks, sources, own).at(places)
-
-    def where(self, keep: Tensor) -> Negatives:
-        """Return the candidates that a boolean mask of shape ``(q, k)`` keeps, at their places."""
-        return self.at(torch.arange(keep.shape[1]).expand(keep.shape).masked_fill(~keep, -1))
+def _column(dtype: torch.dtype, missing: float, names: str | None = None) -> Any:
+    return field(metadata={"column": Column(dtype, missing, names)})
 
 
 @dataclass(frozen=True, eq=False)
 class Negatives:
-    """The chosen negatives of some queries; ``q`` queries, ``n`` slots each.
+    """The chosen negatives of some queries, one table; ``q`` queries, ``n`` slots each.
 
     Args:
-        corpus_ids: int64 of shape ``(q, n)``; -1 where no negative was found.
-        scores: float32 of shape ``(q, n)``: the score they were chosen by; -inf where missing.
-        similarities: float32 of shape ``(q, n)``: the model's own similarity; -inf where missing.
-        ranks: int64 of shape ``(q, n)``: the place at which the search returned each, from 0; -1 where it did not
-            come from the search.
-        sources: int8 of shape ``(q, n)``: where each comes from; -1 where missing.
-        source_scores: float32 of shape ``(q, n)``: the source's own score; NaN where there is none.
+        ids: int64 of shape ``(q, n)``: corpus ids; -1 where no negative was found.
+        similarities: float32: the model's similarity of query and negative; -inf where empty.
+        cross_encoder_scores: float32: the cross encoder's score; NaN where there is none.
+        source_scores: float32: the source's own score, such as BM25's; NaN where there is none.
+        ranks: int64: the place at which the source returned each, from 0; -1 where it has none.
+        sources: int8: where each comes from, as a place in ``Mining.source_names``; -1 where empty.
+        origins: int8: how the slot was filled, as a place in :data:`ORIGINS`.
+        steps: int64: the training step at which each was mined; -1 before training.
+        first_similarities: float32: the model's similarity at that time; -inf where empty.
     """
 
-    corpus_ids: Tensor
-    scores: Tensor
-    similarities: Tensor
-    ranks: Tensor
-    sources: Tensor
-    source_scores: Tensor
+    ids: Tensor = _column(torch.int64, -1)
+    similarities: Tensor = _column(torch.float32, -inf)
+    cross_encoder_scores: Tensor = _column(torch.float32, nan)
+    source_scores: Tensor = _column(torch.float32, nan)
+    ranks: Tensor = _column(torch.int64, -1)
+    sources: Tensor = _column(torch.int8, -1, names="source_names")
+    origins: Tensor = _column(torch.int8, EMPTY, names="ORIGINS")
+    steps: Tensor = _column(torch.int64, -1)
+    first_similarities: Tensor = _column(torch.float32, -inf)
 
     @classmethod
     def none(cls, num_queries: int, width: int) -> Negatives:
         """Return empty slots."""
-        nothing = torch.zeros(num_queries, width, dtype=torch.bool)
-        return cls(*(nothing.to(dtype).masked_fill(~nothing, _MISSING[name]) for name, dtype in _DTYPES.items()))
+        return cls.of(torch.full((num_queries, width), -1))
+
+    @classmethod
+    def of(cls, ids: Tensor, **columns: Tensor) -> Negatives:
+        """Return a table of these ids, int64 of shape ``(q, n)``, and columns; the others hold what stands for nothing."""
+        blank = {
+            name: torch.full(ids.shape, column.missing, dtype=column.dtype)
+            for name, column in COLUMNS.items()
+            if name != "ids" and name not in columns
+        }
+        return cls(ids=ids, **{**blank, **columns})
 
     @property
     def is_present(self) -> Tensor:
         """Boolean tensor of shape ``(q, n)``: True where a slot is filled."""
-        return self.corpus_ids >= 0
+        return self.ids >= 0
 
-    def of(self, rows: Tensor) -> Negatives:
+    @property
+    def scores(self) -> Tensor:
+        """float32 of shape ``(q, n)``: what they were chosen by, the cross encoder's score or else the similarity."""
+        return torch.where(self.cross_encoder_scores.isnan(), self.similarities, self.cross_encoder_scores)
+
+    def rows(self, queries: Tensor) -> Negatives:
         """Return the negatives of some of the queries, int64 of shape ``(m,)``."""
-        return Negatives(*(getattr(self, name)[rows] for name in _MISSING))
+        return Negatives(*(getattr(self, name)[queries] for name in COLUMNS))
 
-    def put(self, rows: Tensor, negatives: Negatives) -> None:
+    def put(self, queries: Tensor, negatives: Negatives) -> None:
         """Write the negatives of some of the queries, int64 of shape ``(m,)``, in place."""
-        for name in _MISSING:
-            getattr(self, name)[rows] = getattr(negatives, name)
+        for name in COLUMNS:
+            getattr(self, name)[queries] = getattr(negatives, name)
 
     def clone(self) -> Negatives:
         """Return a copy that :meth:`put` can write to."""
-        return Negatives(*(getattr(self, name).clone() for name in _MISSING))
+        return Negatives(*(getattr(self, name).clone() for name in COLUMNS))
 
     def at(self, places: Tensor) -> Negatives:
-        """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
+        """Return what stands at these places, int64 of shape ``(q, m)``, -1 for nothing."""
         there, missing = places.clamp(min=0), places < 0
         return Negatives(
-            *(getattr(self, name).gather(1, there).masked_fill(missing, value) for name, value in _MISSING.items())
+            *(
+                getattr(self, name).gather(1, there).masked_fill(missing, column.missing)
+                for name, column in COLUMNS.items()
+            )
         )
 
     def only(self, keep: Tensor) -> Negatives:
@@ -154,17 +123,113 @@ class Negatives:
         """Return the slots of both, of shape ``(q, n + m)``."""
         return joined([self, others], dim=1)
 
+    def said_to_be(self, origin: int) -> Negatives:
+        """Note how the filled slots were filled."""
+        values = {name: getattr(self, name) for name in COLUMNS}
+        values["origins"] = torch.where(self.is_present, origin, EMPTY).to(torch.int8)
+        return Negatives(**values)
+
     def filled_with(self, others: Negatives) -> Negatives:
         """Put ``others``, of shape ``(q, m)``, into the empty slots, in order, keeping what is there.
 
-        A text that a query already has is not taken a second time.
+        An id that a query already has is not taken a second time.
         """
         both = self.beside(others)
         # Filled slots first, in order, then what is left to take; the width stays. What is there stays, even if twice.
-        absent = (both.corpus_ids < 0) | is_repeated(both.corpus_ids)
-        absent[:, : self.corpus_ids.shape[1]] = ~self.is_present
-        order = absent.long().argsort(dim=1, stable=True)[:, : self.corpus_ids.shape[1]]
+        absent = (both.ids < 0) | is_repeated(both.ids)
+        absent[:, : self.ids.shape[1]] = ~self.is_present
+        order = absent.long().argsort(dim=1, stable=True)[:, : self.ids.shape[1]]
         return both.at(order.masked_fill(absent.gather(1, order), -1))
+
+
+COLUMNS: dict[str, Column] = {part.name: part.metadata["column"] for part in fields(Negatives)}
+"""The columns of :class:`Negatives`, by name."""
+
+
+def joined(parts: Sequence[Negatives], dim: int = 0) -> Negatives:
+    """Put negatives of other queries below each other (``dim=0``), or more slots beside each other (``dim=1``)."""
+    return Negatives(*(torch.cat([getattr(part, name) for part in parts], dim=dim) for name in COLUMNS))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a source found for some queries, scored, best first; ``q`` queries, ``k`` places each.
+
+    Args:
+        query_ids: int64 of shape ``(q,)``.
+        corpus_ids: int64 of shape ``(q, k)``; -1 where a source returned less than ``k``.
+        similarities: float32 of shape ``(q, k)``: the model's own similarity; -inf where missing.
+        scores: float32 of shape ``(q, k)``, by which candidates are filtered and ordered: a cross encoder's score if
+            there is one, and else the similarity; -inf where missing.
+        ranks: int64 of shape ``(q, k)``: the place at which the source returned each, from 0; -1 where it has none.
+        positive_scores: float32 of shape ``(q,)``: the lowest score among each query's positives.
+        sources: int8 of shape ``(q, k)``: where each comes from, as a place in the names of sources; -1 for none.
+        source_scores: float32 of shape ``(q, k)``: the source's own score, BM25 for a lexical one; NaN where there is
+            none.
+        positive_similarity: float32 of shape ``(q, k)``: how similar each candidate is to the nearest of the query's
+            positives, or None where no rule asks.
+        guide_gap: float32 of shape ``(q, k)``: how far the guide scores each candidate above the query's lowest positive
+            guide score, or None where there is no guide.
+        is_rescored: Whether ``scores`` are a cross encoder's.
+    """
+
+    query_ids: Tensor
+    corpus_ids: Tensor
+    similarities: Tensor
+    scores: Tensor
+    ranks: Tensor
+    positive_scores: Tensor
+    sources: Tensor
+    source_scores: Tensor
+    positive_similarity: Tensor | None = None
+    guide_gap: Tensor | None = None
+    is_rescored: bool = False
+
+    @property
+    def is_present(self) -> Tensor:
+        """Boolean tensor of shape ``(q, k)``: True where there is a candidate at all."""
+        return self.corpus_ids >= 0
+
+    def as_negatives(self) -> Negatives:
+        """Return all candidates, at their places."""
+        own = {"cross_encoder_scores": self.scores} if self.is_rescored else {}
+        return Negatives.of(
+            self.corpus_ids,
+            similarities=self.similarities,
+            ranks=self.ranks,
+            sources=self.sources,
+            source_scores=self.source_scores,
+            **own,
+        )
+
+    def at(self, places: Tensor) -> Negatives:
+        """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
+        return self.as_negatives().at(places)
+
+    def where(self, keep: Tensor) -> Negatives:
+        """Return the candidates that a boolean mask of shape ``(q, k)`` keeps, at their places."""
+        return self.as_negatives().only(keep)
+
+
+@dataclass(frozen=True, eq=False)
+class Mining:
+    """The outcome of one mining, query by query, before or after it is applied. The next one begins from it.
+
+    Args:
+        negatives: The negatives of every query.
+        positive_similarities: float32 of shape ``(num_rows,)``: the model's similarity of each row's anchor and positive.
+        positive_cross_encoder_scores: float32 of shape ``(num_rows,)``: the cross encoder's, or None without one.
+        source_names: What the numbers in ``negatives.sources`` stand for.
+        report: The report.
+        topics: int32 of shape ``(num_queries,)``: the cluster of each query, if topics were asked for.
+    """
+
+    negatives: Negatives
+    positive_similarities: Tensor
+    positive_cross_encoder_scores: Tensor | None
+    source_names: tuple[str, ...]
+    report: MiningReport
+    topics: Tensor | None = None
 
 
 def is_repeated(values: Tensor) -> Tensor:
@@ -191,15 +256,3 @@ def find_in_row(values: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.searchsorted(in_order.values.contiguous(), values.contiguous()).clamp(max=others.shape[1] - 1)
     found = (in_order.values.gather(1, place) == values) & (values >= 0)
     return found, in_order.indices.gather(1, place)
-
-
-def joined(parts: list[Negatives], dim: int = 0) -> Negatives:
-    """Put negatives of other queries below each other (``dim=0``), or more slots beside each other (``dim=1``)."""
-    return Negatives(*(torch.cat([getattr(part, name) for part in parts], dim=dim) for name in _MISSING))
-
-
-# What stands in an empty slot.
-_MISSING = dict(zip((field.name for field in fields(Negatives)), (-1, -inf, -inf, -1, -1, nan), strict=True))
-_DTYPES = dict(
-    zip(_MISSING, (torch.int64, torch.float32, torch.float32, torch.int64, torch.int8, torch.float32), strict=True)
-)

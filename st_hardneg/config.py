@@ -1,54 +1,118 @@
-"""MiningConfig: the whole recipe of a mining run, as one value."""
+"""MiningConfig: which negatives are wanted, as one value. How fast they are found is said elsewhere."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-SamplingStrategy = Literal["top", "random", "softmax", "simans", "log_rank", "distance"]
-Replacement = Literal["all", "easy"]
-RankWindow = Literal["survivors", "raw"]
-Shortfall = Literal["drop", "random", "repeat", "error"]
+from st_hardneg.strategies import REPLACEMENT, SAMPLING, checked_strategy, plain_strategy
 
-# With a filter that removes candidates, ST looks ten times as deep per negative asked for; so do we.
+# With a rule that may remove the closest, ST looks ten times as deep per negative asked for; so do we.
 _DEPTH_PER_NEGATIVE = 10
 _SPACES = (("corpus",), ("corpus", "anchors"))
 
 
-# What a value of a field has to be, by the field's type.
-_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "int": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "an integer"),
-    "float": (
-        lambda value: isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value),
-        "a finite number",
-    ),
-    "tuple": (
-        lambda value: isinstance(value, (tuple, list)) and all(isinstance(one, str) for one in value),
-        "a tuple of strings",
-    ),
-    "Mapping": (lambda value: isinstance(value, Mapping), "a dictionary"),
-    "str": (lambda value: isinstance(value, str), "a string"),
+@dataclass(frozen=True)
+class _Kind:
+    """What a value of a field has to be."""
+
+    is_good: Callable[[Any], bool]
+    wanted: str
+    convert: Callable[[Any], Any] = lambda value: value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+# NumPy's numbers are kept as Python's, which JSON knows; a float field keeps an int as it was written.
+_INTEGER = _Kind(_is_integer, "an integer", int)
+_NUMBER = _Kind(_is_number, "a finite number", lambda value: int(value) if isinstance(value, Integral) else float(value))
+_STRING = _Kind(lambda value: isinstance(value, str), "a string")
+_NAMES = _Kind(
+    lambda value: isinstance(value, (tuple, list)) and all(isinstance(one, str) for one in value),
+    "a tuple of strings",
+    tuple,
+)
+_QUOTAS = _Kind(lambda value: isinstance(value, Mapping), "a dictionary")
+_ANY = _Kind(lambda value: True, "anything")
+
+
+def _field(
+    default: Any,
+    kind: _Kind,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    hash: bool = True,
+) -> Any:
+    return field(default=default, hash=hash, metadata={"kind": kind, "least": least, "most": most, "choices": choices})
+
+
+# Names that people reach for, and where what they mean is to be found.
+_MOVED = {
+    "batch_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "query_chunk_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "corpus_chunk_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "use_faiss": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "cache_folder": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "faiss_index": "Pass `searcher=FaissSearcher('IVF1024,Flat,nprobe=32')` to HardNegativeDataset.",
+    "num_topics": "Pass it to HardNegativeDataset.",
+    "guide_margin": "Pass `guide=Guide(model, margin=...)` to HardNegativeDataset.",
+    "semi_hard_margin": "Pass it to `mine`; it changes the report only.",
+    "softmax_temperature": "Set `sampling_strategy=Softmax(temperature=...)`.",
+    "simans_a": "Set `sampling_strategy=SimANS(a=..., b=...)`.",
+    "simans_b": "Set `sampling_strategy=SimANS(a=..., b=...)`.",
+    "distance_dim": "Set `sampling_strategy=Distance(dim=...)`.",
+    "easy_ratio": "Set `replacement=Easy(ratio=..., score=...)`.",
+    "easy_score": "Set `replacement=Easy(ratio=..., score=...)`.",
+    "margin": "Set `absolute_margin`, as the deprecated `margin` of Sentence Transformers means, or `relative_margin`.",
+    "use_multi_process": "Encoding over several devices is for `mine_hard_negatives`; under DDP a refresh shares by itself.",
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class MiningConfig:
-    """How negatives are searched, filtered and chosen. Frozen, and validated once, when it is made.
+def explain_unknown_field(name: Any) -> str:
+    """Return what to say of a name that is no field of the recipe."""
+    if name in _MOVED:
+        return f"`{name}` is no field of MiningConfig. {_MOVED[name]}"
+    names = [part.name for part in fields(MiningConfig)]
+    close = get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"`{name}` is no field of MiningConfig. Fields are {names}.{hint}"
 
-    Fields that ``sentence_transformers.util.mine_hard_negatives`` also has carry its name, meaning and default. A
-    score is always a similarity: higher is closer.
+
+class _ChecksNames(type):
+    """Explains an unknown argument, where a dataclass would only say that it is unexpected."""
+
+    def __call__(cls, **values: Any) -> Any:
+        for name in values:
+            if name not in cls.__dataclass_fields__:  # type: ignore[attr-defined]
+                raise TypeError(explain_unknown_field(name))
+        return super().__call__(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningConfig(metaclass=_ChecksNames):
+    """Which negatives are wanted: how they are searched, filtered and chosen. Frozen, and validated when it is made.
+
+    ``MiningConfig()`` is Sentence Transformers' plain recipe: fields that ``mine_hard_negatives`` also has carry its name,
+    meaning and default. :meth:`recommended` is ours. A score is always a similarity: higher is closer.
 
     Args:
         num_negatives: Negatives per (anchor, positive) row.
         range_min: How many of the closest remaining candidates to skip.
         range_max: How many of the closest candidates to consider. None chooses ``range_min + num_negatives`` plus the
-            query's number of positives, with 10 times as many negatives if a filter may remove candidates or the
+            query's number of positives, with 10 times as many negatives if a rule may remove the closest or the
             strategy draws by weights.
         max_score: Drop candidates that score above this.
         min_score: Drop candidates that score below this.
@@ -59,152 +123,101 @@ class MiningConfig:
             https://huggingface.co/papers/2407.15831).
         max_positive_similarity: Drop candidates whose similarity to one of the query's own positives is above this:
             near-duplicates of a right answer.
+        max_relative_positive_similarity: The same, relative to the model's similarity of the query and its lowest
+            positive: 0.7 drops what is closer to a right answer than 0.7 of how close the query itself is to its own.
         min_words: Drop candidates with fewer whitespace-separated words.
         exclude_pattern: Drop candidates in which this regular expression is found.
-        sampling_strategy: ``"top"`` takes the closest candidates of the window. The others draw from it without
-            replacement: ``"random"`` uniformly, ``"softmax"`` by the score, ``"simans"`` around the positive's score,
-            ``"log_rank"`` by the rank, ``"distance"`` so that all distances come alike. Formulas and sources are in
-            :mod:`st_hardneg.mining.sampling`.
-        softmax_temperature: Temperature of ``"softmax"``; the lower, the nearer to ``"top"``.
-        simans_a: How narrow SimANS draws around the positive's score, in 1 / score². 50 suits cosine; the paper's 0.5
-            is meant for dot products of tens.
-        simans_b: How far above the positive's score SimANS draws most, with the paper's sign.
-        distance_dim: Dimensions that ``"distance"`` reckons with; the embeddings' own if None. In hundreds of
-            dimensions, the draw is nearly ``"top"``.
+        sampling_strategy: ``"top"`` takes the closest candidates of the window, ``"random"`` draws from it uniformly;
+            others draw by weights, without replacement: ``Softmax(temperature)``, ``SimANS(a, b)``, ``LogRank()``,
+            ``Distance(dim)`` of :mod:`st_hardneg.strategies`, or the name of one.
         random_rate: Probability with which a negative of the search is replaced by one drawn uniformly from the spaces
             that are searched.
         search_spaces: ``("corpus",)``, or ``("corpus", "anchors")`` for the dual-space search: a query's candidates are
             then the nearest of both, corpus texts and other anchors, ties to the anchors.
-        sources: How many negatives come from which source: ``{"dense": 3, "lexical": 1}``. Sources are ``"dense"`` (the
-            search), ``"lexical"`` (BM25; needs the extra ``lexical``), ``"random"``, ``"synthetic"``, and the names of
-            the ``cross_domain`` corpora and ``metadata_sources`` of the HardNegativeDataset. None: all are dense. The
-            rank window and the sampling strategy hold for each source but ``"random"`` and ``"synthetic"``.
-        rank_window: Whether ``range_min`` and ``range_max`` count the ``"survivors"`` of the filters, as ST does, or
+        sources: How many negatives come from which source: ``{"dense": 3, "lexical": 1}``. None: all are dense. The rank
+            window and the sampling strategy hold for each source that ranks what it proposes.
+        rank_window: Whether ``range_min`` and ``range_max`` count the ``"survivors"`` of the rules, as ST does, or
             ``"raw"`` ranks as retrieved, in which positives take up places, as FlagEmbedding does.
         shortfall: What to do where fewer than ``num_negatives`` are found: ``"drop"`` leaves the slots empty,
-            ``"random"`` fills them with random corpus texts that pass every filter, ``"repeat"`` repeats the row's own
-            negatives, ``"error"`` raises.
+            ``"random"`` fills them with random corpus texts that pass every rule and, where none does, with the least
+            similar of those drawn as a last resort, so that no row is lost; ``"repeat"`` repeats the row's own negatives;
+            ``"error"`` raises.
         query_prompt_name: Name of the model's prompt for queries.
         query_prompt: Prompt for queries; takes precedence over the name.
         corpus_prompt_name: Name of the model's prompt for corpus texts.
         corpus_prompt: Prompt for corpus texts; takes precedence over the name.
-        batch_size: Texts encoded at once.
-        use_faiss: Search with FAISS instead of ``semantic_search``. Needs the extra ``faiss``.
-        faiss_index: FAISS index factory string; ``"Flat"`` is exact.
-        query_chunk_size: Queries searched and filtered at once; bounds memory.
-        corpus_chunk_size: Corpus texts compared at once in exact search; bounds memory.
-        guide_margin: With a guide (``HardNegativeDataset(guide=...)``), drop candidates that the guide scores above the
-            positive's guide score minus this.
-        replacement: Which negatives a refresh replaces: ``"all"``, or those that have become ``"easy"`` (Conan,
-            https://huggingface.co/papers/2408.15710): of a negative that scored ``s0`` when it was mined and scores
-            ``s`` now, ``easy_ratio * s < s0`` and ``|s| < easy_score``. The others stay while they pass the filters.
-        easy_ratio: See ``replacement``.
-        easy_score: See ``replacement``.
-        num_topics: Cluster the anchors' embeddings into so many topics at each mining, for
-            :class:`~st_hardneg.samplers.TopicAwareBatchSampler`; None for none.
-        semi_hard_margin: Margin by which the report tells easy from semi-hard negatives. Changes no result.
-        seed: Seed of every random draw. The same draw comes out whatever the chunking.
+        replacement: Which negatives a refresh replaces: ``"all"``, or those that have become easy:
+            ``Easy(ratio, score)`` of :mod:`st_hardneg.strategies`. The others stay while they pass the rules.
+        identity: When two texts count as one: ``"normalized"`` (case, whitespace and Unicode form do not count) or
+            ``"exact"``. A text that is the same as a right answer is never a negative.
+        seed: Seed of every random draw. The same draw comes out whatever the chunking and the order of the corpus.
 
     Raises:
-        TypeError: If a field has the wrong type.
+        TypeError: If a field has the wrong type, or there is no such field.
         ValueError: If a value is out of range, or two contradict each other.
 
     Example:
-        >>> MiningConfig(num_negatives=4, relative_margin=0.05).window(num_positives=1)
+        >>> MiningConfig(num_negatives=4, relative_margin=0.05).window(num_positives=1, is_deep=True)
         (0, 41)
     """
 
-    num_negatives: int = 3
-    range_min: int = 0
-    range_max: int | None = None
-    max_score: float | None = None
-    min_score: float | None = None
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
-    max_positive_similarity: float | None = None
-    min_words: int | None = None
-    exclude_pattern: str | None = None
-    sampling_strategy: SamplingStrategy = "top"
-    softmax_temperature: float = 1.0
-    simans_a: float = 50.0
-    simans_b: float = 0.0
-    distance_dim: int | None = None
-    random_rate: float = 0.0
-    search_spaces: tuple[str, ...] = ("corpus",)
-    sources: Mapping[str, int] | None = field(default=None, hash=False)
-    rank_window: RankWindow = "survivors"
-    shortfall: Shortfall = "drop"
-    query_prompt_name: str | None = None
-    query_prompt: str | None = None
-    corpus_prompt_name: str | None = None
-    corpus_prompt: str | None = None
-    batch_size: int = 32
-    use_faiss: bool = False
-    faiss_index: str = "Flat"
-    query_chunk_size: int = 512
-    corpus_chunk_size: int = 100_000
-    guide_margin: float = 0.0
-    replacement: Replacement = "all"
-    easy_ratio: float = 1.15
-    easy_score: float = 0.8
-    num_topics: int | None = None
-    semi_hard_margin: float = 0.2
-    seed: int = 0
+    num_negatives: int = _field(3, _INTEGER, least=1, most=10_000)
+    range_min: int = _field(0, _INTEGER, least=0, most=10**9)
+    range_max: int | None = _field(None, _INTEGER, least=0, most=10**9)
+    max_score: float | None = _field(None, _NUMBER)
+    min_score: float | None = _field(None, _NUMBER)
+    absolute_margin: float | None = _field(None, _NUMBER)
+    relative_margin: float | None = _field(None, _NUMBER)
+    max_positive_similarity: float | None = _field(None, _NUMBER)
+    max_relative_positive_similarity: float | None = _field(None, _NUMBER, least=0)
+    min_words: int | None = _field(None, _INTEGER, least=0)
+    exclude_pattern: str | None = _field(None, _STRING)
+    sampling_strategy: Any = _field("top", _ANY)
+    random_rate: float = _field(0.0, _NUMBER, least=0, most=1)
+    search_spaces: tuple[str, ...] = _field(("corpus",), _NAMES)
+    sources: Mapping[str, int] | None = _field(None, _QUOTAS, hash=False)
+    rank_window: Literal["survivors", "raw"] = _field("survivors", _STRING, choices=("survivors", "raw"))
+    shortfall: Literal["drop", "random", "repeat", "error"] = _field(
+        "drop", _STRING, choices=("drop", "random", "repeat", "error")
+    )
+    query_prompt_name: str | None = _field(None, _STRING)
+    query_prompt: str | None = _field(None, _STRING)
+    corpus_prompt_name: str | None = _field(None, _STRING)
+    corpus_prompt: str | None = _field(None, _STRING)
+    replacement: Any = _field("all", _ANY)
+    identity: Literal["normalized", "exact"] = _field("normalized", _STRING, choices=("normalized", "exact"))
+    seed: int = _field(0, _INTEGER, least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name in ("num_negatives", "batch_size", "query_chunk_size", "corpus_chunk_size"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("num_negatives", self.num_negatives <= 10_000, "at most 10,000")
-        for name, most in (("range_min", 10**9), ("range_max", 10**9), ("seed", 2**63 - 1)):
-            value = getattr(self, name)
-            self._check(name, value is None or 0 <= value <= most, f"from 0 to {most:,}")
-        for name in ("min_words", "semi_hard_margin", "simans_a", "easy_score"):
-            value = getattr(self, name)
-            self._check(name, value is None or value >= 0, "at least 0")
-        for name, least in (("distance_dim", 2), ("num_topics", 1)):
-            value = getattr(self, name)
-            self._check(name, value is None or value >= least, f"at least {least}")
-        for name in ("softmax_temperature", "easy_ratio"):
-            self._check(name, getattr(self, name) > 0, "above 0")
-        self._check("random_rate", 0 <= self.random_rate <= 1, "from 0 to 1")
-        for name, choices in (
-            ("sampling_strategy", SamplingStrategy),
-            ("rank_window", RankWindow),
-            ("shortfall", Shortfall),
-            ("replacement", Replacement),
-        ):
-            self._check(name, getattr(self, name) in get_args(choices), f"one of {list(get_args(choices))}")
+        for part in fields(self):
+            object.__setattr__(self, part.name, _checked(part.name, getattr(self, part.name), part))
+        for name, table, default in (("sampling_strategy", SAMPLING, "top"), ("replacement", REPLACEMENT, "all")):
+            object.__setattr__(self, name, checked_strategy(getattr(self, name), table, default, name))
         if self.relative_margin is not None and not -1 < self.relative_margin <= 1:
             raise ValueError(
                 f"Expected `relative_margin` to be a share of the positive's score, above -1 and at most 1, got "
                 f"{self.relative_margin!r}. 0.05 keeps what scores at most 95 % of the positive."
             )
-        self._check_sources()
-        self._check_window()
-        self._check_pattern()
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ValueError(
                 f"Expected `min_score` to be at most `max_score`, got {self.min_score} and {self.max_score}: no "
                 "candidate can pass both. Lower the one or raise the other."
             )
-        if self.faiss_index != "Flat" and not self.use_faiss:
-            raise ValueError(
-                f"`faiss_index={self.faiss_index!r}` has no effect without FAISS. Set `use_faiss=True`, too."
-            )
+        self._check_sources()
+        self._check_window()
+        self._check_pattern()
 
     def _check_sources(self) -> None:
-        object.__setattr__(self, "search_spaces", tuple(self.search_spaces))
-        self._check("search_spaces", self.search_spaces in _SPACES, f"one of {list(_SPACES)}")
+        if self.search_spaces not in _SPACES:
+            raise ValueError(f"Expected `search_spaces` to be one of {list(_SPACES)}, got {self.search_spaces!r}.")
         if self.sources is None:
             return
         quotas = dict(self.sources)
         for name, quota in quotas.items():
-            whole = isinstance(quota, Integral) and not isinstance(quota, bool) and quota >= 0
-            if not isinstance(name, str) or not whole:
+            if not isinstance(name, str) or not _is_integer(quota) or quota < 0:
                 raise ValueError(
                     f"Expected `sources` to map names to numbers of negatives from 0 up, got {name!r}: {quota!r}. Write "
-                    "`sources={'dense': 2, 'lexical': 1}`, for example."
+                    "`sources={'dense': 2, 'lexical': 1}`, for example; a source of your own goes to HardNegativeDataset."
                 )
         total = sum(quotas.values())
         if total != self.num_negatives:
@@ -223,7 +236,9 @@ class MiningConfig:
         if self.range_max is None:
             return
         room = self.range_max - self.range_min
-        wanted = max((quota for name, quota in self.quotas.items() if name not in ("random", "synthetic")), default=0)
+        wanted = max(
+            (quota for name, quota in self.quotas.items() if name not in ("random", "synthetic", "given")), default=0
+        )
         if room < wanted:
             what = f"`num_negatives={self.num_negatives}`" if self.sources is None else f"a quota of {wanted}"
             raise ValueError(
@@ -242,28 +257,19 @@ class MiningConfig:
                     "Escape literal text with `re.escape`."
                 ) from None
 
-    def _check(self, name: str, good: bool, wanted: str) -> None:
-        if not good:
-            raise ValueError(f"Expected `{name}` to be {wanted}, got {getattr(self, name)!r}. Choose another value.")
+    @classmethod
+    def recommended(cls, **changes: Any) -> MiningConfig:
+        """Return our own recipe: held off from answers that nobody has labelled, and no row is ever lost.
 
-    def _check_types(self) -> None:
-        for part in fields(self):
-            value = getattr(self, part.name)
-            annotation = FIELD_TYPES[part.name]
-            if value is None and "None" in annotation:
-                continue
-            kind = next((kind for kind in _KINDS if annotation.startswith(kind)), "str")
-            is_good, wanted = _KINDS[kind]
-            good = is_good(value)
-            if good and kind == "int":  # NumPy's integers, too; kept as Python's, which JSON knows
-                object.__setattr__(self, part.name, int(value))
-            elif good and kind == "float" and not isinstance(value, int):
-                object.__setattr__(self, part.name, float(value))
-            if not good:
-                raise TypeError(
-                    f"Expected `{part.name}` to be {wanted}, got {value!r} ({type(value).__name__}). "
-                    "Pass a value of that type."
-                )
+        Args:
+            **changes: Fields to change.
+
+        Example:
+            >>> MiningConfig.recommended(num_negatives=5).relative_margin
+            0.2
+        """
+        recipe = {"relative_margin": 0.2, "max_relative_positive_similarity": 0.7, "shortfall": "random"}
+        return cls(**{**recipe, **changes})
 
     @property
     def quotas(self) -> dict[str, int]:
@@ -272,48 +278,80 @@ class MiningConfig:
         return {name: quota for name, quota in quotas.items() if quota}
 
     @property
-    def may_remove(self) -> bool:
-        """Whether a filter is set that may remove any of the closest candidates."""
-        bounds = (self.max_score, self.absolute_margin, self.relative_margin, self.max_positive_similarity)
-        return any(bound is not None for bound in (*bounds, self.min_words, self.exclude_pattern))
+    def draws(self) -> bool:
+        """Whether negatives are drawn by weights, and not taken from the top or uniformly."""
+        return not isinstance(self.sampling_strategy, str)
 
-    def window(self, num_positives: int, *, rescored: bool = False, filtered: bool = False) -> tuple[int, int]:
+    def window(self, num_positives: int, *, is_deep: bool) -> tuple[int, int]:
         """Return the first rank that is considered and the one after the last.
 
         Args:
             num_positives: How many positives the query has; they take up places among what is retrieved.
-            rescored: Whether a cross encoder reorders the candidates, so that ``min_score`` may remove the closest.
-            filtered: Whether filters that are not in the config may remove candidates.
+            is_deep: Whether a rule may remove the closest, so that the search has to look further.
         """
         if self.range_max is not None:
             return self.range_min, self.range_max
-        deep = self.may_remove or filtered or (rescored and self.min_score is not None)
         # A draw by weights from as many candidates as are wanted would be no draw. ST's two strategies keep ST's depth.
-        deep = deep or self.sampling_strategy not in ("top", "random")
-        depth = self.num_negatives * (_DEPTH_PER_NEGATIVE if deep else 1)
+        depth = self.num_negatives * (_DEPTH_PER_NEGATIVE if is_deep or self.draws else 1)
         return self.range_min, self.range_min + depth + num_positives
 
+    def with_quotas(self, quotas: Mapping[str, int]) -> MiningConfig:
+        """Return the same recipe with other quotas, and as many negatives as they add up to."""
+        return replace(self, sources=dict(quotas), num_negatives=sum(quotas.values()))
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary of plain JSON values."""
-        return {**asdict(self), "search_spaces": list(self.search_spaces)}
+        """Return the fields as a dictionary of plain JSON values, which YAML holds as well."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        values["search_spaces"] = list(self.search_spaces)
+        values["sources"] = None if self.sources is None else dict(self.sources)
+        values["sampling_strategy"] = plain_strategy(self.sampling_strategy, SAMPLING)
+        values["replacement"] = plain_strategy(self.replacement, REPLACEMENT)
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MiningConfig:
-        """Make a config from what :meth:`to_dict` returned.
+        """Make a config from what :meth:`to_dict` returned; missing fields take their defaults.
 
         Raises:
             ValueError: If a key is not a field.
+            TypeError: If it is no dictionary, or a value is of the wrong type.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"Expected a dictionary of MiningConfig's fields, got {type(values).__name__}.")
         names = [part.name for part in fields(cls)]
         for key in values:
             if key not in names:
-                close = get_close_matches(str(key), names, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"Expected fields of MiningConfig, got {key!r}. Fields are {names}.{hint}")
+                raise ValueError(explain_unknown_field(key))
         return cls(**values)
 
 
-FIELD_TYPES = {name: str(annotation) for name, annotation in MiningConfig.__annotations__.items()}
-"""The fields' types as they are written above. ``HfArgumentParser`` replaces ``field.type`` for the whole process."""
+def _checked(name: str, value: Any, part: Any) -> Any:
+    """Return a field's value as it is kept.
+
+    Raises:
+        TypeError: If it is of the wrong type.
+        ValueError: If it is out of range.
+    """
+    kind: _Kind = part.metadata["kind"]
+    if value is None and part.default is None:
+        return None
+    if not kind.is_good(value):
+        raise TypeError(f"Expected `{name}` to be {kind.wanted}, got {value!r} ({type(value).__name__}).")
+    least, most, choices = (part.metadata[key] for key in ("least", "most", "choices"))
+    if least is not None and value < least:
+        raise ValueError(f"Expected `{name}` to be at least {least:,}, got {value!r}.")
+    if most is not None and value > most:
+        raise ValueError(f"Expected `{name}` to be at most {most:,}, got {value!r}.")
+    if choices and value not in choices:
+        close = get_close_matches(value, choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"Expected `{name}` to be one of {list(choices)}, got {value!r}.{hint}")
+    return kind.convert(value)
+
+
+def numeric_fields() -> dict[str, type]:
+    """Return the fields that hold numbers, which a schedule can change, and whether they are whole: int or float."""
+    kinds = {_INTEGER: int, _NUMBER: float}
+    return {
+        part.name: kinds[part.metadata["kind"]] for part in fields(MiningConfig) if part.metadata["kind"] in kinds
+    }

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from math import nan
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-
-from st_hardneg.candidates import Candidates
 
 _QUANTILES = {"min": 0.0, "25%": 0.25, "50%": 0.5, "75%": 0.75, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What one mining run found, removed, and left empty. ``str(report)`` is a table, :meth:`to_dict` is JSON.
+    """What one mining found, removed, and left empty. ``str(report)`` is a table, :meth:`to_dict` is JSON.
 
     Args:
         refresh: 0 for the first mining of a dataset, 1 for the next, and so on.
@@ -28,14 +26,14 @@ class MiningReport:
         num_corpus: Corpus texts searched.
         num_negatives: Slots per row.
         num_candidates: Candidates retrieved for all queries together.
-        num_kept: Candidates that passed every filter.
+        num_kept: Candidates that passed every rule.
         removed: For each rule, how many candidates it removes.
         removed_alone: For each rule, how many candidates it removes that no other rule removes ("only this rule").
         num_slots: Slots of all queries together; rows of one query share their negatives.
-        num_mined: Slots that this run filled.
-        num_carried_over: Slots that kept an earlier negative which still passes every filter.
-        num_last_resort: Slots that kept an earlier negative which a filter would remove today, because a live view
-            needs the row.
+        num_mined: Slots that this mining filled.
+        num_carried_over: Slots that kept an earlier negative which still passes every rule.
+        num_last_resort: Slots that hold a text which a rule removes today, because nothing else was found and the row
+            has to stay complete. Losses mask them.
         num_random: Slots filled by ``shortfall="random"``.
         num_repeated: Slots filled by ``shortfall="repeat"``.
         num_missing: Slots left empty.
@@ -51,44 +49,76 @@ class MiningReport:
         config: The recipe in force, as ``MiningConfig.to_dict()``.
         sources: For each source, how many slots hold a negative from it.
         stage: Name of the curriculum's stage, if there is one.
-        in_force: The fields that a schedule has set for this mining.
         stage_number: Number of that stage, from 1.
+        in_force: The fields that a schedule has set for this mining.
+        num_positives: Distinct positives of the dataset.
+        num_positives_in_corpus: How many of them the given corpus holds; None without a corpus.
+        num_merged_texts: Texts that count as the same text as an earlier one, by the recipe's ``identity``.
+        recall: Share of the nearest texts that the searcher found, on a sample of queries, where it is approximate; None
+            where the search is exact.
+        notes: What deserves attention, in words.
+        further: What a later version of this package has noted besides.
     """
 
-    refresh: int
-    step: int | None
-    num_rows: int
-    num_queries: int
-    num_corpus: int
-    num_negatives: int
-    num_candidates: int
-    num_kept: int
-    removed: Mapping[str, int]
-    removed_alone: Mapping[str, int]
-    num_slots: int
-    num_mined: int
-    num_carried_over: int
-    num_last_resort: int
-    num_random: int
-    num_repeated: int
-    num_missing: int
-    num_incomplete_rows: int
-    scores: Mapping[str, Mapping[str, float]]
-    hardness: Mapping[str, float]
-    semi_hard_margin: float
-    churn: float | None
-    seconds: Mapping[str, float]
-    peak_memory_mb: float | None
-    similarity: str
+    refresh: int = 0
+    step: int | None = None
+    num_rows: int = 0
+    num_queries: int = 0
+    num_corpus: int = 0
+    num_negatives: int = 0
+    num_candidates: int = 0
+    num_kept: int = 0
+    removed: Mapping[str, int] = field(default_factory=dict)
+    removed_alone: Mapping[str, int] = field(default_factory=dict)
+    num_slots: int = 0
+    num_mined: int = 0
+    num_carried_over: int = 0
+    num_last_resort: int = 0
+    num_random: int = 0
+    num_repeated: int = 0
+    num_missing: int = 0
+    num_incomplete_rows: int = 0
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    hardness: Mapping[str, float] = field(default_factory=dict)
+    semi_hard_margin: float = 0.2
+    churn: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    similarity: str = "cosine"
     config: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, int] = field(default_factory=dict)
     stage: str | None = None
     stage_number: int | None = None
     in_force: Mapping[str, Any] = field(default_factory=dict)
+    num_positives: int = 0
+    num_positives_in_corpus: int | None = None
+    num_merged_texts: int = 0
+    recall: float | None = None
+    notes: Sequence[str] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        return asdict(self)
+        values = {**asdict(self), "notes": list(self.notes)}
+        return {**values.pop("further"), **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MiningReport:
+        """Make a report of what :meth:`to_dict` returned, in this version or another.
+
+        What is missing takes its default; what this version does not know is kept in ``further``.
+
+        Raises:
+            TypeError: If it is no dictionary, or a value is of another kind than the default.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"Expected a report as a dictionary, got {type(values).__name__}.")
+        names = {part.name: part for part in fields(cls) if part.name != "further"}
+        for name, part in names.items():
+            if name in values:
+                _check_kind(name, values[name], part)
+        known = {name: values[name] for name in names if name in values}
+        return cls(**known, further={name: value for name, value in values.items() if name not in names})
 
     def metrics(self) -> dict[str, float]:
         """Return the figures worth a line in a training log, under names that start with ``mining/``."""
@@ -97,9 +127,13 @@ class MiningReport:
             "filled": (self.num_slots - self.num_missing) / max(1, self.num_slots),
             "last_resort": self.num_last_resort / max(1, self.num_slots),
             "churn": self.churn,
-            "positive_score": self.scores["positive"]["mean"],
-            "negative_score": self.scores["negative"]["mean"],
-            "difference": self.scores["difference"]["mean"],
+            **{
+                name: self.scores.get(summary, {}).get("mean")
+                for name, summary in (
+                    ("positive_score", "positive"), ("negative_score", "negative"), ("difference", "difference"),
+                )
+            },
+            "recall": self.recall,
             **self.hardness,
             "seconds": sum(self.seconds.values()),
             "stage": self.stage_number,
@@ -108,6 +142,10 @@ class MiningReport:
         return {f"mining/{name}": round(float(value), 4) for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
+        lines = [*self._head(), "", *self._waterfall(), "", *self._slots(), "", *self._scores(), "", *self._rest()]
+        return "\n".join(lines)
+
+    def _head(self) -> list[str]:
         when = f"refresh {self.refresh}" if self.refresh else "first mining"
         when += "" if self.stage is None else f", stage {self.stage!r}"
         at = "" if self.step is None else f", step {self.step:,}"
@@ -115,16 +153,26 @@ class MiningReport:
             f"Hard negatives: {when}{at}",
             f"  {self.num_rows:,} rows, {self.num_queries:,} queries, {self.num_corpus:,} corpus texts, "
             f"{self.num_negatives} negatives per row, {self.similarity} similarity",
-            "",
-            f"  {'candidates':<26}{'count':>12}{'share':>9}{'only this rule':>17}",
-            f"  {'retrieved':<26}{self.num_candidates:>12,}",
+        ]
+        if self.num_positives_in_corpus is not None:
+            lines.append(f"  {self.num_positives_in_corpus:,} of {self.num_positives:,} positives found in the corpus")
+        if self.num_merged_texts:
+            lines.append(f"  {self.num_merged_texts:,} texts count as the same as another one (`identity`)")
+        return lines + [f"  note: {note}" for note in self.notes]
+
+    def _waterfall(self) -> list[str]:
+        lines = [
+            f"  {'candidates':<34}{'count':>12}{'share':>9}{'only this rule':>17}",
+            f"  {'retrieved':<34}{self.num_candidates:>12,}",
         ]
         for rule, count in self.removed.items():
             lines.append(
-                f"  {'- ' + rule:<26}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone[rule]:>17,}"
+                f"  {'- ' + rule:<34}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone.get(rule, 0):>17,}"
             )
-        lines.append(f"  {'kept':<26}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}")
-        lines += ["", f"  {'slots, per query':<26}{'count':>12}{'share':>9}"]
+        return [*lines, f"  {'kept':<34}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}"]
+
+    def _slots(self) -> list[str]:
+        lines = [f"  {'slots, per query':<34}{'count':>12}{'share':>9}"]
         for name, count in (
             ("mined", self.num_mined),
             ("carried over", self.num_carried_over),
@@ -134,9 +182,9 @@ class MiningReport:
             ("empty", self.num_missing),
         ):
             if count or name in ("mined", "empty"):
-                lines.append(f"  {name:<26}{count:>12,}{_share(count, self.num_slots):>9}")
+                lines.append(f"  {name:<34}{count:>12,}{_share(count, self.num_slots):>9}")
         lines.append(
-            f"  {'rows with empty slots':<26}{self.num_incomplete_rows:>12,}"
+            f"  {'rows with empty slots':<34}{self.num_incomplete_rows:>12,}"
             f"{_share(self.num_incomplete_rows, self.num_rows):>9}"
         )
         if set(self.sources) - {"dense"}:
@@ -145,17 +193,43 @@ class MiningReport:
         if self.in_force:
             values = ", ".join(f"{name}={_shown(value)}" for name, value in self.in_force.items())
             lines.append(f"  in force    {values}")
-        lines += ["", f"  {'score':<12}" + "".join(f"{name:>9}" for name in ("mean", "std", *_QUANTILES))]
+        return lines
+
+    def _scores(self) -> list[str]:
+        lines = [f"  {'score':<12}" + "".join(f"{name:>9}" for name in ("mean", "std", *_QUANTILES))]
         for name, summary in self.scores.items():
-            lines.append(f"  {name:<12}" + "".join(f"{summary[key]:>9.4f}" for key in ("mean", "std", *_QUANTILES)))
+            lines.append(
+                f"  {name:<12}" + "".join(f"{summary.get(key, nan):>9.4f}" for key in ("mean", "std", *_QUANTILES))
+            )
+        return lines
+
+    def _rest(self) -> list[str]:
         shares = ", ".join(f"{name.replace('_', '-')} {share:.1%}" for name, share in self.hardness.items())
-        lines += ["", f"  hardness    {shares} (margin {self.semi_hard_margin:g})"]
+        lines = [f"  hardness    {shares} (margin {self.semi_hard_margin:g})"]
         if self.churn is not None:
             lines.append(f"  churn       {self.churn:.1%} of the negatives are new to their row")
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+        if self.recall is not None:
+            lines.append(f"  recall      {self.recall:.3f} of the nearest texts are found (sampled)")
         memory = "" if self.peak_memory_mb is None else f"; peak memory {self.peak_memory_mb:,.0f} MB"
-        lines.append(f"  time        {spent}{memory}")
-        return "\n".join(lines)
+        return [*lines, f"  time        {spent}{memory}"]
+
+
+def _check_kind(name: str, value: Any, part: Field[Any]) -> None:
+    """Raise a TypeError unless a value that was read is of the kind of its field's default."""
+    default = part.default_factory() if part.default_factory is not MISSING else part.default
+    if default is None or value is None:
+        good = default is None and (value is None or isinstance(value, (str, int, float)))
+    elif isinstance(default, Mapping):
+        good = isinstance(value, Mapping)
+    elif isinstance(default, str):
+        good = isinstance(value, str)
+    elif isinstance(default, tuple):
+        good = isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    else:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good:
+        raise TypeError(f"Expected `{name}` of a report to be like {default!r}, got {value!r}.")
 
 
 def _shown(value: Any) -> str:
@@ -164,29 +238,6 @@ def _shown(value: Any) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
-
-
-class Tally:
-    """Counts, chunk by chunk, what the filters remove."""
-
-    def __init__(self) -> None:
-        self.num_candidates = 0
-        self.num_kept = 0
-        self.removed: dict[str, int] = {}
-        self.removed_alone: dict[str, int] = {}
-
-    def count(self, candidates: Candidates, masks: Mapping[str, Tensor], keep: Tensor) -> None:
-        """Add one chunk: its candidates, each rule's keep-mask, and all of them together."""
-        present = candidates.is_present
-        self.num_candidates += int(present.sum())
-        self.num_kept += int(keep.sum())
-        removed_by = torch.zeros(present.shape, dtype=torch.int16)
-        for mask in masks.values():
-            removed_by += ~mask
-        for rule, mask in masks.items():
-            removes = ~mask & present
-            self.removed[rule] = self.removed.get(rule, 0) + int(removes.sum())
-            self.removed_alone[rule] = self.removed_alone.get(rule, 0) + int((removes & (removed_by == 1)).sum())
 
 
 def summarize(values: Tensor) -> dict[str, float]:
