@@ -133,9 +133,7 @@ def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
     if "guide" not in task.kept:
         from st_hardneg.encoders import encoder_for
 
-        own = Encodings(
-            Encoding("query", batch_size=task.batch_size), Encoding("document", batch_size=task.batch_size)
-        )
+        own = Encodings(Encoding("query", batch_size=task.batch_size), Encoding("document", batch_size=task.batch_size))
         encoder = encoder_for(task.guide.model, own)
         task.kept["guide"] = embed(task.pairs, task.corpus, encoder, show_progress_bar=show_progress_bar)
     vectors: Vectors = task.kept["guide"]
@@ -176,9 +174,7 @@ def _filled(
         return negatives
     from st_hardneg.mining.slots import fill
 
-    return fill(
-        negatives, judge, refresh=refresh, previous=previous, must_fill=must_fill, chunk_size=chunk_size
-    )
+    return fill(negatives, judge, refresh=refresh, previous=previous, must_fill=must_fill, chunk_size=chunk_size)
 
 
 def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | None:
@@ -189,7 +185,9 @@ def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | N
         return None
     from st_hardneg.search.recall import sampled_recall
 
-    return sampled_recall(searcher, shop.vectors.queries, shop.vectors.of_texts(task.corpus.searched), shop.vectors.similarity)
+    return sampled_recall(
+        searcher, shop.vectors.queries, shop.vectors.of_texts(task.corpus.searched), shop.vectors.similarity
+    )
 
 
 def _topics(task: Task, vectors: Vectors, seed: int) -> Tensor | None:

@@ -88,6 +88,4 @@ class Judge:
 
     def filled(self, negatives: Negatives, others: Negatives) -> Negatives:
         """Fill empty slots with texts that are not the same as one that is there, under whatever number."""
-        return negatives.filled_with(
-            self.different_texts(others).only(~self.is_same_text(others.ids, negatives.ids))
-        )
+        return negatives.filled_with(self.different_texts(others).only(~self.is_same_text(others.ids, negatives.ids)))

@@ -23,9 +23,7 @@ _ROUNDS = 8
 _RANDOM_SOURCE = BUILT_IN_SOURCES.index("random")
 
 
-def still_hard(
-    judge: Judge, query_ids: Tensor, earlier: Negatives, codes_of: Callable[[str], Tensor]
-) -> Negatives:
+def still_hard(judge: Judge, query_ids: Tensor, earlier: Negatives, codes_of: Callable[[str], Tensor]) -> Negatives:
     """Return the earlier negatives that the recipe's rule of replacement keeps and that pass today's rules.
 
     Args:

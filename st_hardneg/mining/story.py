@@ -143,9 +143,7 @@ class Story:
             keeps_order=proposal.keeps_order,
         )
 
-    def _choose(
-        self, candidates: Candidates, keep: Tensor, quota: int, plan: SearchPlan, *, is_ranked: bool
-    ) -> Tensor:
+    def _choose(self, candidates: Candidates, keep: Tensor, quota: int, plan: SearchPlan, *, is_ranked: bool) -> Tensor:
         config = self.judge.config
         if not is_ranked:
             return choose(keep, quota)

@@ -107,7 +107,8 @@ def summarize_mining(
         similarity=scoring.vectors.similarity,
         config=run.config.to_dict(),
         sources=_by_source(negatives, task.source_names),
-        **_positives(task),
+        num_positives=_num_positives(task),
+        num_positives_in_corpus=_num_positives(task, task.corpus.num_given) if task.corpus.num_given else None,
         num_merged_texts=task.corpus.num_merged,
         recall=run.recall,
         notes=tuple(_notes(run, slots, negatives.ids.numel())),
@@ -119,14 +120,10 @@ def _by_source(negatives: Negatives, names: tuple[str, ...]) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-def _positives(task: Task) -> dict[str, int | None]:
-    """Count the distinct positives, and those that the given corpus holds."""
+def _num_positives(task: Task, below: int | None = None) -> int:
+    """Count the distinct positives, or those whose text has a corpus id below a number."""
     identities = np.unique(task.corpus.identities[task.pairs.row_positive])
-    num_given = task.corpus.num_given
-    return {
-        "num_positives": len(identities),
-        "num_positives_in_corpus": int((identities < num_given).sum()) if num_given else None,
-    }
+    return len(identities) if below is None else int((identities < below).sum())
 
 
 def _notes(run: Run, slots: list[int], num_slots: int) -> list[str]:
@@ -135,11 +132,16 @@ def _notes(run: Run, slots: list[int], num_slots: int) -> list[str]:
     removed = {rule: count for rule, count in run.tally.removed.items() if rule in RULES and not RULES[rule].always}
     worst = max(removed, key=lambda rule: removed[rule], default=None)
     share = removed[worst] / max(1, run.tally.num_candidates) if worst is not None else 0.0
-    because = f"`{worst}` removes {share:.1%} of the candidates. Loosen it" if share else "The corpus has too few others"
+    because = (
+        f"`{worst}` removes {share:.1%} of the candidates. Loosen it" if share else "The corpus has too few others"
+    )
     asked = run.config.quotas.get("random", 0) / run.config.num_negatives
     for count, what in (
         (slots[RANDOM], "are random texts, because nothing else was found"),
-        (slots[LAST_RESORT], "hold a text that a rule removes today, because nothing else was found; our losses mask it"),
+        (
+            slots[LAST_RESORT],
+            "hold a text that a rule removes today, because nothing else was found; our losses mask it",
+        ),
         (slots[EMPTY], "are empty"),
     ):
         if count > (_MANY_FILLERS + asked) * num_slots:
