@@ -201,7 +201,15 @@ class MinedDataset:
         saved = read(path, config=config)
         num_topics = saved.options.get("num_topics")
         helpers = Help(
-            cross_encoder, guide, searcher, use_faiss, extra_filters, batch_size, query_chunk_size, corpus_chunk_size, num_topics
+            cross_encoder,
+            guide,
+            searcher,
+            use_faiss,
+            extra_filters,
+            batch_size,
+            query_chunk_size,
+            corpus_chunk_size,
+            num_topics,
         )
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)

@@ -112,7 +112,6 @@ class DenseEncoder:
                 yield encode(self.model, some, encoding)
                 progress.update(len(some))
 
-
     def fingerprint(self) -> str | None:
         """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen."""
         if not isinstance(self.model, nn.Module):
