@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 
 
 def ways_to_match(pattern: str) -> float:
-    """Return how many ways there are, at most, to match a pattern at one place of a text of some length.
+    r"""Return how many ways there are, at most, to match a pattern at one place of a text of some length.
 
     What backtracks for ever has more ways than there is time: each alternative, and each number of repetitions, is one.
 
@@ -36,7 +36,7 @@ def ways_to_match(pattern: str) -> float:
         A bound; infinity where it cannot be told.
 
     Example:
-        >>> ways_to_match(r"https?://\\S+") == 2 * 1000
+        >>> ways_to_match(r"https?://\S+") == 2 * 1000
         True
         >>> ways_to_match("^(a+)+$")
         inf

@@ -99,7 +99,9 @@ def save(path: str, state: SavedState) -> None:
     if os.path.isfile(path):
         raise FileExistsError(f"Expected {path!r} to be a folder, got a file.")
     if os.path.exists(path) and os.listdir(path) and not os.path.exists(os.path.join(path, _STATE_FILE)):
-        raise FileExistsError(f"Expected {path!r} to be a new folder or an earlier save, got a folder with other content.")
+        raise FileExistsError(
+            f"Expected {path!r} to be a new folder or an earlier save, got a folder with other content."
+        )
     write_folder(path, lambda folder: _write(folder, state))
 
 
@@ -211,8 +213,8 @@ def _recipe(path: str, values: dict[str, Any], given: MiningConfig | None) -> Mi
         if pattern is not None and not is_quick(pattern):
             raise ValueError(
                 f"The recipe in {path!r} has `exclude_pattern={pattern!r}`, which may take for ever on some texts. If you "
-                "know where the files come from, pass the recipe yourself, `load_from_disk(path, config=MiningConfig(...))`: "
-                f"its fields are in {_STATE_FILE!r}."
+                f"know where the files come from, pass the recipe, whose fields are in {_STATE_FILE!r}, yourself: "
+                "`load_from_disk(path, config=MiningConfig(...))`."
             )
         return saved
     for name in ("num_negatives", "identity"):
@@ -320,7 +322,9 @@ def _can_be_followed(chunk: pa.Array) -> bool:
     _, offsets, data = chunk.buffers()
     starts = np.frombuffer(offsets, dtype=width)[chunk.offset : chunk.offset + len(chunk) + 1]
     size = 0 if data is None else data.size
-    return len(starts) == len(chunk) + 1 and starts[0] >= 0 and starts[-1] <= size and bool((np.diff(starts) >= 0).all())
+    return (
+        len(starts) == len(chunk) + 1 and starts[0] >= 0 and starts[-1] <= size and bool((np.diff(starts) >= 0).all())
+    )
 
 
 def _read_part(path: str, name: str) -> Dataset | None:

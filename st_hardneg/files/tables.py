@@ -45,7 +45,9 @@ def arrow_of(numbers: Any, words: Sequence[str] | None = None, missing: int = -1
     else:
         # The last of the places is that of nothing, wherever the number lies.
         places = np.where(flat == missing, len(words), flat).astype(np.int32)
-        values = pa.DictionaryArray.from_arrays(pa.array(places), pa.array([*words, None], pa.string())).cast(pa.string())
+        values = pa.DictionaryArray.from_arrays(pa.array(places), pa.array([*words, None], pa.string())).cast(
+            pa.string()
+        )
     return values if numbers.ndim == 1 else lists_of(values, numbers.shape)
 
 
@@ -68,13 +70,13 @@ def has_table(folder: str, name: str) -> bool:
 
 
 def read_table(folder: str, name: str) -> pa.Table:
-    """Read what :func:`write_table` wrote, memory-mapped.
+    """Read what :func:`write_table` wrote, into memory: a file that changes later must not change what was checked.
 
     Raises:
         ValueError: If it is not there or not readable.
     """
     try:
-        with pa.memory_map(os.path.join(folder, f"{name}.arrow")) as source, pa.ipc.open_stream(source) as reader:
+        with pa.OSFile(os.path.join(folder, f"{name}.arrow"), "rb") as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
         table.validate(full=True)  # offsets that point outside of the file would be followed otherwise
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
