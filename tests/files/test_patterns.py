@@ -65,7 +65,7 @@ def test_patterns_that_may_take_for_ever_are_not(pattern):
     assert not is_quick(pattern)
 
 
-@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")
 def test_any_pattern_gets_an_answer():
     """Random strings of the characters that mean something: what is called quick is quick on texts that repeat."""
     import random
