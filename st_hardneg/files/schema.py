@@ -95,10 +95,11 @@ ROWS: dict[str, FileColumn] = {
 """One row per row of the wrapped dataset."""
 
 IN_TRAINING: dict[str, FileColumn] = {
-    "previous_ids": replace(NEGATIVES["ids"], default=None),
+    "previous_ids": replace(NEGATIVES["ids"], default=None, least=None),
     "epoch_topics": _TOPICS,
 }
-"""One row per query, in checkpoints: what was in force before, and what the running epoch was planned with."""
+"""One row per query, in checkpoints: what was in force before, as live tables hold it, and what the running epoch was
+planned with."""
 
 
 def vocabulary(names: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from st_hardneg.files.schema import (
     Key,
     check_seal,
     checked_keys,
+    damaged,
     is_count,
     is_mapping,
     is_optional,
@@ -28,6 +29,7 @@ from st_hardneg.files.schema import (
     seal,
     write_json,
 )
+from st_hardneg.live.negatives import marked_ids
 
 _FORMAT = 1
 _FOLDER = "hard_negatives"
@@ -53,8 +55,9 @@ class CheckpointState:
 
     Args:
         mining: The negatives in force.
-        previous_ids: int64 of shape ``(num_queries, num_negatives)``: those that were in force before; batches that were
-            fetched ahead of the last refresh have them.
+        previous_ids: int64 of shape ``(num_queries, num_negatives)``: those that were in force before, as
+            :func:`~st_hardneg.live.negatives.marked_ids` has them; batches that were fetched ahead of the last refresh
+            have them.
         live_rows: int64: the rows of the live view.
         num_minings: How often the dataset was mined; part of every random draw.
         mined_at: Step of the last refresh of this training, or None.
@@ -67,7 +70,7 @@ class CheckpointState:
     """
 
     mining: Mining
-    previous_ids: Tensor
+    previous_ids: Ids
     live_rows: Ids
     num_minings: int
     mined_at: int | None
@@ -169,10 +172,13 @@ def read_checkpoint(
     )
     for report in content["reports"]:
         report_from(folder, report)
-    previous_ids = in_training["previous_ids"]
+    previous = in_training["previous_ids"]
+    previous_ids: Ids = marked_ids(mining.negatives) if previous is None else previous.numpy()
+    if previous_ids.min(initial=0) < -num_corpus - 1:
+        raise damaged(folder, "'previous_ids' holds numbers outside of the corpus")
     return CheckpointState(
         mining,
-        mining.negatives.ids if previous_ids is None else previous_ids,
+        previous_ids,
         live_rows,
         content["num_minings"],
         content["mined_at"],

@@ -196,7 +196,7 @@ def test_a_column_that_is_missing_holds_what_stands_for_nothing(folder, state, n
 def test_a_later_form_is_refused(folder):
     """What cannot be read says with what it can."""
     rewrite(folder, format=2)
-    with pytest.raises(ValueError, match="Expected a save of format 1 in .*, got 2. Read it with the version"):
+    with pytest.raises(ValueError, match=r"Expected a save of format 1 in .*, got 2. Read it with the version"):
         read(str(folder))
 
 
@@ -425,11 +425,13 @@ def test_a_link_to_a_file_outside_is_refused(folder, tmp_path):
 def test_a_pattern_that_may_take_for_ever_is_not_run(folder, state):
     """It is named, with the way to allow it; one's own recipe is taken as it is."""
     rewrite(folder, config=json_of(folder)["config"] | {"exclude_pattern": "^(a+)+$"})
-    with pytest.raises(ValueError, match=r"has `exclude_pattern='\^\(a\+\)\+\$'`, which may take for ever on some texts"):
+    with pytest.raises(
+        ValueError, match=r"has `exclude_pattern='\^\(a\+\)\+\$'`, which may take for ever on some texts"
+    ):
         read(str(folder))
     own = MiningConfig(num_negatives=2, exclude_pattern="^(a+)+$", relative_margin=0.1)
     assert read(str(folder), config=own).config == own
-    with pytest.raises(ValueError, match="Expected a `config` with `num_negatives=2`, as .* was saved with, got 3"):
+    with pytest.raises(ValueError, match=r"Expected a `config` with `num_negatives=2`, as .* was saved with, got 3"):
         read(str(folder), config=MiningConfig())
     with pytest.raises(ValueError, match="Expected a `config` with `identity='normalized'`"):
         read(str(folder), config=replace(own, identity="exact"))
