@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetInfo, Features
 from datasets.info import DatasetInfosDict
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 PROVENANCE = "provenance"
@@ -60,15 +60,15 @@ def push_mined(
     # The first configuration that is pushed becomes the default one only if it is called so; never this one.
     provenance.push_to_hub(repo_id, beside, **options)
     card = read_card(repo_id, **place)
-    before = str(card)
-    card = _told(card, source, {name: part.features for name, part in pushed.items()})
-    if str(card) != before:
-        write_card(repo_id, card, **place)
+    if card is not None:  # a push always writes one
+        told = _told(card, source, {name: part.features for name, part in pushed.items()})
+        if str(told) != str(card):
+            write_card(repo_id, told, **place)
     return done
 
 
 def read_card(repo_id: str, *, token: str | None, revision: str | None) -> DatasetCard | None:
-    """Return the card of a dataset repository, or None if there is none."""
+    """Return the card of a dataset repository, or None if there is none, or none can be had."""
     api = HfApi(token=token)
     try:
         path = api.hf_hub_download(repo_id, _CARD, repo_type="dataset", revision=revision)
@@ -111,9 +111,9 @@ def _check_other_splits(
         )
 
 
-def _told(card: DatasetCard | None, source: DatasetInfo, features: Mapping[str, Features]) -> DatasetCard:
+def _told(card: DatasetCard, source: DatasetInfo, features: Mapping[str, Features]) -> DatasetCard:
     """Return a card that says what was pushed; what somebody else has written into it stays."""
-    card = card or DatasetCard(f"---\n{DatasetCardData()}\n---\n")
+    card = DatasetCard(str(card))
     infos = _infos(card)
     stale = [name for name in features if name in infos and infos[name].features != features[name]]
     for name in stale:

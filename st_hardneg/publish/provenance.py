@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -39,11 +41,10 @@ def provenance_dataset(mining: Mining, row_query: Ids, row_positive: Ids, corpus
         "positive_id": _external(row_positive, corpus),
         "positive_score": pa.array(mining.positive_similarities.numpy()),
     }
-    if mining.positive_cross_encoder_scores is not None:
-        columns["positive_cross_encoder_score"] = pa.array(mining.positive_cross_encoder_scores.numpy())
     rows = torch.from_numpy(row_query)
-    for name, column in COLUMNS.items():
+    for name in sorted(COLUMNS, key=_place):
         values: Tensor = getattr(mining.negatives, name)
+        column = COLUMNS[name]
         if name not in _LEFT_OUT and _is_there(values, column):
             by_row = values[rows].numpy()
             words = {"source_names": mining.source_names, "ORIGINS": ORIGINS, None: None}[column.names]
@@ -51,12 +52,19 @@ def provenance_dataset(mining: Mining, row_query: Ids, row_positive: Ids, corpus
             columns[_NAMES.get(name, f"negative_{name}")] = (
                 _external(by_row, corpus) if is_id else arrow_of(by_row, words, int(column.missing) if words else -1)
             )
+    if mining.positive_cross_encoder_scores is not None:
+        columns["positive_cross_encoder_score"] = pa.array(mining.positive_cross_encoder_scores.numpy())
     return dataset_of(pa.table(columns))
+
+
+def _place(name: str) -> tuple[bool, bool]:
+    """Return what sorts columns: scores that only some recipes have at the end."""
+    return isnan(COLUMNS[name].missing), name == "origins"
 
 
 def _is_there(values: Tensor, column: Column) -> bool:
     """Tell whether a column says anything: scores that only some recipes have are NaN elsewhere."""
-    return column.missing == column.missing or not bool(values.isnan().all())
+    return not isnan(column.missing) or not bool(values.isnan().all())
 
 
 def _external(ids: Ids, corpus: Corpus) -> pa.Array:
