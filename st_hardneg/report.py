@@ -118,6 +118,8 @@ class MiningReport:
             if name in values:
                 _check_kind(name, values[name], part)
         known = {name: values[name] for name in names if name in values}
+        if "notes" in known:
+            known["notes"] = tuple(known["notes"])  # JSON has no tuples
         return cls(**known, further={name: value for name, value in values.items() if name not in names})
 
     def metrics(self) -> dict[str, float]:

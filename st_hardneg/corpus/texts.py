@@ -71,6 +71,15 @@ class TextColumn:
             else:
                 yield self.take(np.arange(start, min(start + size, len(self))))
 
+    def after(self, start: int) -> Iterator[pa.Array]:
+        """Yield the texts from a row number on, in Arrow arrays of one type."""
+        if self._indices is None:
+            yield from self._chunks.slice(start).chunks
+            return
+        for first in range(start, len(self), _READ_ROWS):
+            rows = np.arange(first, min(first + _READ_ROWS, len(self)))
+            yield pa.array(self.take(rows), type=self._chunks.type)
+
     def followed_by(self, texts: list[str] | TextColumn) -> TextColumn:
         """Return the column with these texts at its end."""
         if isinstance(texts, TextColumn):
