@@ -25,6 +25,7 @@ NAMES: dict[str, tuple[str, str]] = {
     "pklregister": ("datasets.utils._dill", "pklregister"),
     # sentence_transformers: batch samplers, encoding over the ranks, losses
     "BatchSamplers": ("sentence_transformers.base.sampler", "BatchSamplers"),
+    "GroupByLabelBatchSampler": ("sentence_transformers.base.sampler", "GroupByLabelBatchSampler"),
     "DefaultBatchSampler": ("sentence_transformers.base.sampler", "DefaultBatchSampler"),
     "distributed_evaluation": ("sentence_transformers.util.distributed", "distributed_evaluation"),
     "embed_columns": ("sentence_transformers.base.losses.merged_forward", "embed_columns"),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
-from st_hardneg.hosts import broadcast_object_list, distributed_evaluation, gather_object
+from st_hardneg.hosts import broadcast_object_list, gather_object
 
 if TYPE_CHECKING:
     from st_hardneg.dataset import HardNegativeDataset
@@ -40,19 +39,6 @@ def start_from_first_rank(datasets: Iterable[HardNegativeDataset]) -> None:
         # If one rank raised alone, the others would wait for it until their time-out.
         if found := [one for one in gather_object([problem]) if one is not None]:
             raise ValueError(found[0])
-
-
-@contextmanager
-def encoding_shared(model: Any, *, is_sharded: bool) -> Iterator[bool]:
-    """Share what a model encodes over all ranks, and yield whether this rank is the one to mine.
-
-    Args:
-        model: The model.
-        is_sharded: Whether no rank has the whole model. Then it has to run on every rank, as in the trainer's own
-            evaluation, and every rank mines.
-    """
-    with distributed_evaluation(model, enabled=not is_sharded) as is_mining:
-        yield is_mining
 
 
 class KeepAlive:
