@@ -1,342 +1,212 @@
-"""What callers hand in, checked where it comes in: one clear error, before anything is computed."""
+"""The corpus that users hand in, in whatever form, and which of its rows a predicate selects."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset
 
-from st_hardneg.candidates import BUILT_IN_SOURCES
-from st_hardneg.config import MiningConfig
-from st_hardneg.corpus.numbering import Additions
-from st_hardneg.corpus.texts import Ids
-from st_hardneg.errors import require_extra
-from st_hardneg.live.view import WEIGHT_UNIT
-from st_hardneg.mining.filters import RULES, ExtraFilter
-from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
-from st_hardneg.sources.synthetic import checked_synthetic
+from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of
 
-_MAX_WEIGHT = 1e6
-_MAX_SOURCES = 100
-# Names that outputs, labels and the trainer use themselves.
-_RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
+"""Names of columns that hold a corpus's own ids."""
+
+Predicate = Callable[[dict[str, Any]], bool]
+"""Tells of a row of a corpus, as a dictionary of its columns, whether it belongs."""
 
 
-def default_searcher(config: MiningConfig) -> Searcher:
-    """Return the searcher that the config asks for.
+@dataclass(frozen=True, eq=False)
+class GivenCorpus:
+    """A corpus as a dataset.
+
+    Args:
+        dataset: All of its columns.
+        text_column: The column that holds the texts.
+        id_column: The column that holds the caller's own ids, if there is one.
+    """
+
+    dataset: Dataset
+    text_column: str
+    id_column: str | None
+
+    @property
+    def texts(self) -> TextColumn:
+        """The texts."""
+        return TextColumn(self.dataset, self.text_column)
+
+    def titles_and_texts(self) -> Iterator[tuple[str, str]]:
+        """Yield the title, stripped, and the text of every row; nothing if there is no column of titles."""
+        has_titles = "title" in self.dataset.column_names and self.text_column != "title"
+        if has_titles and getattr(self.dataset.features["title"], "dtype", None) in TEXT_TYPES:
+            titles = TextColumn(self.dataset, "title")
+            for some_titles, some_texts in zip(titles.batches(), self.texts.batches(), strict=True):
+                yield from ((title.strip() if title else "", text) for title, text in zip(some_titles, some_texts))
+
+
+def given_corpus(
+    corpus: Any, positive_name: str, *, allow_empty: bool = False, parameter: str = "corpus"
+) -> GivenCorpus | None:
+    """Return the corpus as a dataset.
+
+    Args:
+        corpus: None, a list of texts, ``{id: text}``, a Dataset with a column of texts, or what another
+            HardNegativeDataset has as its ``corpus``.
+        positive_name: Name of the positive column, which a corpus's column of texts may have, too.
+        allow_empty: Whether empty texts are let through.
+        parameter: What to call it in errors.
 
     Raises:
-        MissingExtraError: If that is FAISS and it is not installed.
+        ValueError: If it is empty or has empty texts, or no text column can be made out.
+        TypeError: If it is of another kind.
     """
-    if config.use_faiss:
-        return FaissSearcher(config.faiss_index)
-    return ExactSearcher(config.corpus_chunk_size)
-
-
-def similarity_name(model: Any) -> str:
-    """Return the name of the model's similarity.
-
-    Raises:
-        TypeError: If the model cannot encode queries and documents.
-        ValueError: If it cannot be searched by that similarity.
-    """
-    for method in ("encode_query", "encode_document", "encode"):
-        if not callable(getattr(model, method, None)):
-            raise TypeError(
-                f"Expected a SentenceTransformer model, got {type(model).__name__}, which has no `{method}`. "
-                "Load one with `SentenceTransformer(name_or_path)`."
-            )
-    name = getattr(model, "similarity_fn_name", None) or "cosine"
-    name = str(getattr(name, "value", name))
-    if name not in _SIMILARITIES:
-        raise ValueError(
-            f"Expected a model whose `similarity_fn_name` is one of {list(_SIMILARITIES)}, got {name!r}. Set "
-            "`model.similarity_fn_name`, or use a model with one vector per text."
-        )
-    return name
-
-
-def check_parts(searcher: Any, cross_encoder: Any) -> None:
-    """Raise unless a searcher can index and search, and a cross encoder can predict.
-
-    Raises:
-        TypeError: If not.
-    """
-    if searcher is not None and not isinstance(searcher, Searcher):
-        raise TypeError(
-            f"Expected `searcher` to have the methods `index` and `search`, got {type(searcher).__name__}. Pass an "
-            "object, not a class."
-        )
-    if cross_encoder is not None and not callable(getattr(cross_encoder, "predict", None)):
-        raise TypeError(
-            f"Expected `cross_encoder` to be a CrossEncoder, got {type(cross_encoder).__name__}, which has no "
-            "`predict`."
-        )
-
-
-def checked_additions(
-    cross_domain: Any, metadata_filter: Any, metadata_sources: Any, synthetic: Any, guide: Any
-) -> Additions:
-    """Return what is searched besides the corpus, by name.
-
-    Raises:
-        TypeError: If a part is of the wrong kind.
-        ValueError: If two sources have one name, or a name is empty.
-    """
-    further = cross_domain if isinstance(cross_domain, Mapping) else {"cross_domain": cross_domain}
-    further = {name: corpus for name, corpus in further.items() if cross_domain is not None}
-    predicates = {} if metadata_sources is None else metadata_sources
-    if not isinstance(predicates, Mapping):
-        raise TypeError(
-            f"Expected `metadata_sources` to map names to functions of a corpus row, got {type(predicates).__name__}. "
-            "Pass `{'recent': lambda row: row['year'] >= 2020}`, for example."
-        )
-    for name in (*further, *predicates):
-        if not isinstance(name, str) or not name or name in (*BUILT_IN_SOURCES, "corpus", "positive", "anchor"):
+    if corpus is None:
+        return None
+    if hasattr(corpus, "searched") and hasattr(corpus, "given"):  # another dataset's
+        texts = corpus.texts.take(corpus.searched) if corpus.given is None else None
+        corpus = texts if corpus.given is None else GivenCorpus(corpus.given, corpus.text_column, corpus.id_column)
+        if isinstance(corpus, GivenCorpus):
+            return corpus
+    text_column = "text"
+    if isinstance(corpus, Mapping):
+        dataset = _dataset_of_texts_by_id(corpus, parameter)
+    elif isinstance(corpus, Dataset):
+        dataset, text_column = corpus, _text_column_of(corpus, positive_name)
+        if dataset.format["type"] == "custom":
             raise ValueError(
-                f"Expected a name of its own for each further source, got {name!r}. Names of built-in sources are "
-                f"{list(BUILT_IN_SOURCES)}."
+                f"`{parameter}` has a transform (`with_transform` or `set_transform`), and mining would read the texts "
+                "without it. Apply it with `map` first, or take it off with `with_format(None)`."
             )
-    both = sorted(set(further) & set(predicates))
-    if both:
-        raise ValueError(f"Expected different names in `cross_domain` and `metadata_sources`, got {both} in both.")
-    if synthetic is not None and (isinstance(synthetic, type) or not callable(synthetic)):
-        got = f"the class {synthetic.__name__}" if isinstance(synthetic, type) else type(synthetic).__name__
+    elif isinstance(corpus, Sequence) and not isinstance(corpus, (str, bytes)):
+        dataset = _dataset_of_list(corpus, parameter)
+    else:
         raise TypeError(
-            f"Expected `synthetic` to be a function from positives to texts for each, got {got}. Pass a maker of "
-            "`st_hardneg.sources.synthetic`, for example `KeywordEdits()`."
+            f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got "
+            f"{type(corpus).__name__}. Turn it into one of these, for example with `list(...)`."
         )
-    if guide is not None:
-        similarity_name(guide)
-    writer = None if synthetic is None else partial(checked_synthetic, synthetic)
-    return Additions(
-        cross_domain=further, metadata_filter=metadata_filter, metadata_sources=predicates, synthetic=writer
+    if len(dataset) == 0:
+        advice = "Pass `corpus=None` to mine among the positives." if parameter == "corpus" else "Leave it out."
+        raise ValueError(f"Expected a {parameter} with at least one text, got an empty one. {advice}")
+    check_text_column(dataset, text_column, parameter, allow_empty=allow_empty)
+    id_column = next((name for name in ID_COLUMNS if name in dataset.column_names), None)
+    return GivenCorpus(dataset, text_column, id_column)
+
+
+def _dataset_of_list(corpus: Sequence[Any], parameter: str) -> Dataset:
+    wrong = next((i for i, text in enumerate(corpus) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise TypeError(
+            f"Expected `{parameter}` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
+            "Pass strings only."
+        )
+    try:
+        return dataset_of(pa.table({"text": pa.array(list(corpus), type=pa.large_string())}))
+    except UnicodeEncodeError:
+        bad = next(i for i, text in enumerate(corpus) if not _is_unicode(text))
+        raise ValueError(
+            f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate at position {bad}. Clean it, for "
+            "example with `text.encode('utf-8', 'replace').decode()`."
+        ) from None
+
+
+def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Dataset:
+    """Return ``{id: text}`` as a dataset with the columns ``_id`` and ``text``."""
+    wrong = next((key for key, text in corpus.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise TypeError(
+            f"Expected `{parameter}` to map ids to texts, got {type(corpus[wrong]).__name__} for the id {wrong!r}. Join "
+            "title and text into one string; `HardNegativeDataset.from_beir` reads documents with titles."
+        )
+    bad = next((key for key, text in corpus.items() if not _is_unicode(text)), None)
+    if bad is not None:
+        raise ValueError(
+            f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate for the id {bad!r}. Clean it."
+        )
+    return Dataset.from_dict({"_id": [str(key) for key in corpus], "text": list(corpus.values())})
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text_column_of(corpus: Dataset, positive_name: str) -> str:
+    strings = [
+        name
+        for name in corpus.column_names
+        if getattr(corpus.features[name], "dtype", None) in TEXT_TYPES and name not in ID_COLUMNS
+    ]
+    for name in ("text", positive_name):
+        if name in corpus.column_names:
+            return name
+    if len(strings) == 1:
+        return strings[0]
+    raise ValueError(
+        f"Expected the corpus to have a column 'text' or {positive_name!r}, or one text column only, got "
+        f"{corpus.column_names}. Rename the column that holds the texts to 'text'."
     )
 
 
-def check_sources(config: MiningConfig, additions: Additions) -> tuple[str, ...]:
-    """Make sure that there is a source for every quota, and return the names of all sources.
+def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str) -> Ids:
+    """Return the rows of a corpus for which a predicate is true, int64 in ascending order.
+
+    Args:
+        given: The corpus.
+        predicate: ``row as a dictionary -> bool``; or row numbers, which are returned as they are.
+        parameter: What to call the predicate in errors.
 
     Raises:
-        ValueError: If a quota names an unknown source, or synthetic texts have a quota and no writer, or the other way
-            round.
-        MissingExtraError: If a source needs an extra that is not installed.
+        ValueError: If there is no corpus with columns to look at, or the predicate is true for no row.
+        TypeError: If the predicate cannot be called, or returns something else than True or False.
     """
-    names = (*BUILT_IN_SOURCES, *additions.cross_domain, *additions.metadata_sources)
-    if len(names) > _MAX_SOURCES:
-        raise ValueError(
-            f"Expected at most {_MAX_SOURCES} sources, got {len(names)}. Join corpora that belong together into one."
-        )
-    named = config.quotas if config.sources is None else config.sources
-    for name in named:
-        if name not in names:
-            known = [other for other in names if other != "anchors"]
-            close = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"Expected `sources` to name sources of this dataset, got {name!r}. Sources are {known}; further ones "
-                f"come with `cross_domain` and `metadata_sources`.{hint}"
-            )
-    if "lexical" in named:
-        require_extra("bm25s", "lexical", "The source 'lexical'")
-    if "synthetic" in named and additions.synthetic is None:
-        raise ValueError(
-            "Expected `synthetic=` to write the texts for the quota of 'synthetic', got None. Pass a maker, for example "
-            "`st_hardneg.sources.synthetic.KeywordEdits()`."
-        )
-    unused = [name for name in (*additions.cross_domain, *additions.metadata_sources) if name not in named]
-    unused += ["synthetic"] if additions.synthetic is not None and "synthetic" not in named else []
-    if unused:
-        raise ValueError(
-            f"Expected a quota for every source that was given, got none for {unused}, so that nothing would come from "
-            "there. Name them in `MiningConfig(sources={...})` (0 for a source that a schedule brings in later), or leave "
-            "them out."
-        )
-    return names
-
-
-def check_num_topics(config: MiningConfig, num_queries: int) -> None:
-    """Raise if more topics are asked for than there are queries.
-
-    Raises:
-        ValueError: If so.
-    """
-    if config.num_topics is not None and config.num_topics > num_queries:
-        raise ValueError(
-            f"Expected `num_topics` to be at most the number of queries, {num_queries:,}, got {config.num_topics:,}. "
-            "Lower it; a topic should have several batches of anchors."
-        )
-
-
-def check_dataset(dataset: Any) -> None:
-    """Raise unless this is a ``datasets.Dataset`` with rows; other kinds are told what to do.
-
-    Raises:
-        TypeError: If it is of another kind.
-        ValueError: If it is empty.
-    """
-    kinds = {
-        DatasetDict: "a DatasetDict. Wrap each split by itself: `HardNegativeDataset(dataset['train'])`.",
-        IterableDatasetDict: "an IterableDatasetDict. Load the data without `streaming=True`, and wrap each split.",
-        IterableDataset: "an IterableDataset, whose rows have no numbers. Load the data without `streaming=True`, or "
-        "mine in a stream with `HardNegativeMiner`.",
-    }
-    for kind, rest in kinds.items():
-        if isinstance(dataset, kind):
-            raise TypeError(f"Expected a `datasets.Dataset`, got {rest}")
-    if not isinstance(dataset, Dataset):
+    if isinstance(predicate, np.ndarray):
+        return _checked_rows(predicate, 0 if given is None else len(given), parameter)
+    if not callable(predicate):
         raise TypeError(
-            f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Make one with `Dataset.from_dict` or "
-            "`load_dataset`."
+            f"Expected `{parameter}` to be a function of a corpus row (a dictionary) that returns True or False, got "
+            f"{type(predicate).__name__}. Pass `lambda row: row['year'] >= 2020`, for example."
         )
-    if len(dataset) == 0:
-        raise ValueError("Expected a dataset with at least one row, got an empty one.")
-    if dataset.format["type"] == "custom":
+    if given is None:
         raise ValueError(
-            "The dataset has a transform (`with_transform` or `set_transform`), and mining would read the texts without "
-            "it. Apply it with `dataset.map` first, or take it off with `dataset.with_format(None)`."
+            f"Expected a `corpus` with columns for `{parameter}` to look at, got none. Pass a `datasets.Dataset` as "
+            "`corpus`."
         )
-    check_no_wrong_answers(dataset)
-
-
-def check_no_wrong_answers(dataset: Dataset) -> None:
-    """Raise if a column of labels says that some rows are wrong answers: they must not become known positives.
-
-    Raises:
-        ValueError: If a numeric column ``label``, ``labels``, ``score`` or ``scores`` holds values that are not above 0,
-            or a column of labels holds classes or grades.
-    """
-    for name in dataset.column_names:
-        column = dataset.with_format(None).data.column(name)
-        kind = column.type
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-        if name not in ("label", "labels", "score", "scores") or not is_number:
-            continue
-        values = np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
-        if num_wrong := int((~(values > 0)).sum()):
+    found: list[int] = []
+    for number, row in enumerate(given.with_format(None)):
+        try:
+            answer = predicate(row)
+        except Exception as error:
             raise ValueError(
-                f"The column {name!r} labels {num_wrong:,} of {len(values):,} rows as wrong answers (not above 0), and a "
-                "HardNegativeDataset takes every row for a right one. Keep the right ones with "
-                f"`dataset.filter(lambda row: row[{name!r}] > 0)`; pass the others' texts in `corpus`. If the column does "
-                f"not say which rows are right, remove it with `dataset.remove_columns({name!r})`."
-            )
-        if name in ("label", "labels") and bool((values != 1).any()):
-            raise ValueError(
-                f"The column {name!r} holds other values than 0 and 1, such as {values[values != 1][0]:g}, so it does not "
-                "say which rows are right answers. Filter the rows, then remove the column with "
-                f"`dataset.remove_columns({name!r})`."
-            )
-
-
-def checked_config(config: Any) -> MiningConfig:
-    """Return the config, or the default one for None.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    if config is None:
-        return MiningConfig()
-    if not isinstance(config, MiningConfig):
-        raise TypeError(
-            f"Expected `config` to be a MiningConfig, got {type(config).__name__}. Use `MiningConfig(...)`, or "
-            "`MiningConfig.from_dict` for a dictionary."
-        )
-    return config
-
-
-def column_names(dataset: Dataset, anchor: str | None, positive: str | None) -> tuple[str, str]:
-    """Return the names of the anchor and the positive column; the first two where none is given.
-
-    Raises:
-        ValueError: If there are fewer than two columns, or one is given for both.
-    """
-    names = list(dataset.column_names)
-    if anchor is None:
-        anchor = next((name for name in names if name != positive), "anchor")
-    if positive is None:
-        positive = next((name for name in names if name != anchor), None)
-        if positive is None:
-            raise ValueError(
-                f"Expected at least two columns, anchor and positive, got {names}. Add the column of positives."
-            )
-    for parameter, name in (("anchor_column_name", anchor), ("positive_column_name", positive)):
-        if not isinstance(name, str):
-            raise TypeError(f"Expected `{parameter}` to be a string, got {type(name).__name__}. Name a column.")
-        if name in _RESERVED or re.fullmatch(r"negative(_\d+)?", name):
-            raise ValueError(
-                f"Expected another name than {name!r} for the column of {parameter.split('_')[0]}s: the mined dataset "
-                f"has a column of that name. Rename it with `dataset.rename_column({name!r}, 'text')`, for example."
-            )
-    if anchor == positive:
-        raise ValueError(f"Expected different columns for anchor and positive, got {anchor!r} for both.")
-    return anchor, positive
-
-
-def named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
-    """Return a caller's filters by name: one callable, a sequence of them, or a mapping.
-
-    Raises:
-        TypeError: If one of them cannot be called.
-    """
-    if extra_filters is None:
-        return {}
-    if callable(extra_filters):
-        extra_filters = [extra_filters]
-    if not isinstance(extra_filters, (Mapping, Sequence)) or isinstance(extra_filters, str):
-        raise TypeError(
-            f"Expected `extra_filters` to be a function, a list of functions or a mapping of them by name, got "
-            f"{type(extra_filters).__name__}."
-        )
-    named: dict[str, ExtraFilter] = {}
-    pairs = extra_filters.items() if isinstance(extra_filters, Mapping) else ((None, one) for one in extra_filters)
-    for given_name, extra_filter in pairs:
-        if not callable(extra_filter):
+                f"Expected `{parameter}` to return True or False for every row of the corpus, got {type(error).__name__}: "
+                f"{error} for row {number}. Columns are {given.column_names}; pass the corpus as a Dataset with the "
+                "columns that it looks at."
+            ) from error
+        if not isinstance(answer, (bool, np.bool_)):
             raise TypeError(
-                f"Expected `extra_filters` to be callables, got {type(extra_filter).__name__}. Pass functions of "
-                "(candidates, corpus)."
+                f"Expected `{parameter}` to return True or False, got {answer!r} for row {number} of the corpus. Compare "
+                "a column with a value, for example."
             )
-        name = str(given_name or getattr(extra_filter, "__name__", type(extra_filter).__name__))
-        if name in RULES:
-            raise ValueError(
-                f"Expected a name for an extra filter that no rule of this package has, got {name!r}. Rename the "
-                "function, or pass a mapping: `extra_filters={'my_rule': function}`."
-            )
-        number = 1
-        while name in named:
-            number += 1
-            name = f"{name.rsplit('#', 1)[0]}#{number}"
-        named[name] = extra_filter
-    return named
-
-
-def row_weights(dataset: Dataset) -> Ids:
-    """Return the rows' weights in whole millionths, int64 of shape ``(num_rows,)``: the column ``weight``, or 1 each.
-
-    Raises:
-        TypeError: If the column does not hold numbers.
-        ValueError: If a weight is negative or not finite.
-    """
-    if "weight" not in dataset.column_names:
-        return np.full(len(dataset), WEIGHT_UNIT, dtype=np.int64)
-    weights = np.asarray(dataset.with_format(None)["weight"][:], dtype=object)
-    try:
-        numbers = weights.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            "Expected the column 'weight' to hold numbers, got something else. Rename it if it is not the rows' weight."
-        ) from None
-    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0) & (numbers <= _MAX_WEIGHT)))
-    if len(bad):
+        if answer:
+            found.append(number)
+    if not found:
         raise ValueError(
-            f"Expected weights from 0 to a million in the column 'weight', got {weights[bad[0]]!r} in row {bad[0]}. "
-            "Correct it."
+            f"Expected `{parameter}` to be true for some of the {len(given):,} rows of the corpus, got none: it removes "
+            f"everything. Columns are {given.column_names}."
         )
-    result: Ids = np.rint(numbers * WEIGHT_UNIT).astype(np.int64)
-    return result
+    return np.asarray(found, dtype=np.int64)
+
+
+def _checked_rows(rows: Ids, num_given: int, parameter: str) -> Ids:
+    good = rows.dtype == np.int64 and rows.ndim == 1 and len(rows) > 0
+    if not good or rows[0] < 0 or rows[-1] >= num_given or bool((np.diff(rows) <= 0).any()):
+        raise ValueError(
+            f"Expected `{parameter}` to be a function of a corpus row, or ascending row numbers below {num_given:,} "
+            f"as an int64 array, got {rows.dtype} of shape {rows.shape}. Pass a function."
+        )
+    return rows

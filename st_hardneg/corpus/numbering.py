@@ -5,29 +5,19 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
-from st_hardneg.corpus.texts import (
-    TEXT_TYPES,
-    Ids,
-    TextColumn,
-    check_text_column,
-    dataset_of,
-    same_text_key,
-    text_digest,
-)
+from st_hardneg.corpus.given import GivenCorpus, Predicate, given_corpus, rows_where
+from st_hardneg.corpus.identity import IDENTITIES, draw_key, text_digest
+from st_hardneg.corpus.texts import Ids, TextColumn
 
-_ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 _NONE: Ids = np.arange(0, dtype=np.int64)
 # What people put between title and text; a line break counts as a space.
 _TITLE_SEPARATORS = (" ", ". ", ": ", " - ")
-
-Predicate = Callable[[dict[str, Any]], bool]
-"""Tells of a row of a corpus, as a dictionary of its columns, whether it belongs."""
 
 TextWriter = Callable[[list[str]], Sequence[Sequence[str]]]
 """Writes texts that are wrong answers: for each positive, none or several."""
@@ -39,17 +29,19 @@ class Additions:
 
     Args:
         anchors: The anchors, one per row, where they are searched.
-        cross_domain: Further corpora by name.
+        given: Columns of negatives that the caller has; None stands for no text.
+        further: Further corpora by name.
         metadata_filter: Which rows of the given corpus may be a negative: a predicate, or int64 row numbers. Positives
             that the corpus lacks have no metadata, and may not.
-        metadata_sources: Which rows of the given corpus make a source of their own, by name, likewise.
+        subsets: Which rows of the given corpus make a source of their own, by name, likewise.
         synthetic: Writes wrong answers for every positive.
     """
 
     anchors: TextColumn | None = None
-    cross_domain: Mapping[str, Sequence[str] | Dataset] = field(default_factory=dict)
+    given: Sequence[TextColumn] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
     metadata_filter: Predicate | Ids | None = None
-    metadata_sources: Mapping[str, Predicate | Ids] = field(default_factory=dict)
+    subsets: Mapping[str, Predicate | Ids] = field(default_factory=dict)
     synthetic: TextWriter | None = None
 
 
@@ -58,7 +50,7 @@ class Block:
     """A run of corpus ids that came in together.
 
     Args:
-        name: ``"corpus"``, ``"positive"``, ``"anchor"``, ``"synthetic"``, or the name of a further corpus.
+        name: ``"corpus"``, ``"positive"``, ``"given"``, ``"anchor"``, ``"synthetic"``, or the name of a further corpus.
         start: First corpus id.
         stop: The corpus id after the last.
     """
@@ -72,21 +64,24 @@ class Block:
 class Corpus:
     """All texts that can be a negative, under one numbering.
 
-    The numbers (corpus ids) are the rows of the given corpus, then the positives that are missing from it, then the rows
-    of further corpora, then the anchors where they are searched, then synthetic texts.
+    The numbers (corpus ids) are the rows of the given corpus, then the positives that are missing from it, then the given
+    negatives that are missing from both, then the rows of further corpora, then the anchors where they are searched, then
+    synthetic texts.
 
     Args:
         texts: The texts; row number = corpus id.
-        identities: int64 of shape ``(num_texts,)``: the lowest corpus id that carries the same text
-            (see :func:`~st_hardneg.corpus.texts.same_text_key`).
+        identities: int64 of shape ``(num_texts,)``: the lowest corpus id that carries the same text.
+        draw_keys: int64 of shape ``(num_texts,)``: what stands for each text in random draws.
         searched: int64 of shape ``(num_searched,)``: the corpus ids that are searched. Equal texts are searched
             once, or a row could be given the same negative twice.
         num_given: How many of the texts were given as the corpus.
+        num_merged: How many different texts count as the same text as an earlier one.
         given: The given corpus with all of its columns, if there was one.
+        text_column: The column of ``given`` that holds the texts.
         id_column: The column of ``given`` that holds the caller's own ids, if there is one.
         blocks: The runs of corpus ids, in order.
-        parts: Corpus ids that are searched by themselves, by name: further corpora and metadata sources. Equal texts
-            stand once in a part.
+        parts: Corpus ids that are searched by themselves, by name: further corpora and subsets. Equal texts stand once in
+            a part.
         anchor_ids: int64 of shape ``(num_queries,)``: the corpus id under which each query's own text can be a
             negative of others; empty where anchors are not searched.
         synthetic_ids: int64 of shape ``(num_synthetic,)``, ordered by ``synthetic_from``.
@@ -96,9 +91,12 @@ class Corpus:
 
     texts: TextColumn
     identities: Ids
+    draw_keys: Ids
     searched: Ids
     num_given: int
+    num_merged: int = 0
     given: Dataset | None = None
+    text_column: str = "text"
     id_column: str | None = None
     blocks: tuple[Block, ...] = ()
     parts: Mapping[str, Ids] = field(default_factory=dict)
@@ -113,9 +111,19 @@ class Corpus:
     @property
     def searched_anchors(self) -> Ids:
         """Corpus ids of the anchors that are searched: equal texts once."""
-        return self._first_of_each(self.anchor_ids)
+        return self.first_of_each(self.anchor_ids)
 
-    def _first_of_each(self, corpus_ids: Ids) -> Ids:
+    @cached_property
+    def draw_order(self) -> Ids:
+        """The searched corpus ids in an order that does not depend on that of the corpus, for uniform draws."""
+        return self.in_draw_order(self.searched)
+
+    def in_draw_order(self, corpus_ids: Ids) -> Ids:
+        """Return some corpus ids in an order that depends on their texts only."""
+        return corpus_ids[np.argsort(self.draw_keys[corpus_ids], kind="stable")]
+
+    def first_of_each(self, corpus_ids: Ids) -> Ids:
+        """Return the first corpus id of each text."""
         return corpus_ids[np.sort(np.unique(self.identities[corpus_ids], return_index=True)[1])]
 
     def external_ids(self, corpus_ids: Ids) -> list[str | None]:
@@ -140,50 +148,67 @@ class Corpus:
 
 
 @dataclass(frozen=True, eq=False)
-class NumberedPositives:
-    """A corpus, which of its texts each row's positive is, and where to find a text in it.
+class Numbered:
+    """A corpus, which of its texts the rows name, and where to find a text in it.
 
     Args:
         corpus: The corpus.
         row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
+        given_ids: For each column of given negatives, int64 of its length: their corpus ids; -1 for none.
         id_of_text: The lowest corpus id of each exact text, by digest.
-        first_with_key: The lowest corpus id of each text identity, by :func:`same_text_key`.
+        first_with_key: The lowest corpus id of each text identity, by its key.
+        identity: The kind of identity, a key of :data:`~st_hardneg.corpus.identity.IDENTITIES`.
     """
 
     corpus: Corpus
     row_positive: Ids
+    given_ids: tuple[Ids, ...]
     id_of_text: MutableMapping[bytes, int]
     first_with_key: MutableMapping[bytes, int]
+    identity: str
 
-    def with_positives(self, positives: TextColumn) -> NumberedPositives:
+    def with_positives(self, positives: TextColumn) -> Numbered:
         """Return the same corpus with other positives; what is missing is added at the end, and not searched."""
         known, first = ChainMap({}, self.id_of_text), ChainMap({}, self.first_with_key)
-        numbering = _Numbering(known, first, len(self.corpus))
+        numbering = _Numbering(known, first, len(self.corpus), self.identity)
         row_positive, missing = numbering.place(positives)
-        identities = np.concatenate([self.corpus.identities, np.asarray(numbering.identities, dtype=np.int64)])
-        texts = self.corpus.texts.followed_by(missing) if missing else self.corpus.texts
-        return NumberedPositives(replace(self.corpus, texts=texts, identities=identities), row_positive, known, first)
+        corpus = replace(
+            self.corpus,
+            texts=self.corpus.texts.followed_by(missing) if missing else self.corpus.texts,
+            identities=np.concatenate([self.corpus.identities, _int64(numbering.identities)]),
+            draw_keys=np.concatenate([self.corpus.draw_keys, _int64(numbering.draw_keys)]),
+        )
+        return Numbered(corpus, row_positive, (), known, first, self.identity)
+
+
+def _int64(numbers: Sequence[int]) -> Ids:
+    return np.asarray(numbers, dtype=np.int64)
 
 
 class _Numbering:
     """Numbers texts from ``start`` on and remembers which are the same."""
 
-    def __init__(self, id_of_text: MutableMapping[bytes, int], first: MutableMapping[bytes, int], start: int) -> None:
+    def __init__(
+        self, id_of_text: MutableMapping[bytes, int], first: MutableMapping[bytes, int], start: int, identity: str
+    ) -> None:
         self.id_of_text, self.first_with_key, self.start = id_of_text, first, start
+        self.key_of = IDENTITIES[identity]
         self.identities: list[int] = []
+        self.draw_keys: list[int] = []
         self.unique_texts: list[int] = []
 
     def add(self, text: str) -> int:
         corpus_id = self.start + len(self.identities)
         if self.id_of_text.setdefault(text_digest(text), corpus_id) == corpus_id:
             self.unique_texts.append(corpus_id)
-        self.identities.append(self.first_with_key.setdefault(same_text_key(text), corpus_id))
+        key = self.key_of(text)
+        self.identities.append(self.first_with_key.setdefault(key, corpus_id))
+        self.draw_keys.append(draw_key(key))
         return corpus_id
 
     def add_all(self, texts: TextColumn) -> Ids:
         """Number these texts, each anew."""
-        numbers = [self.add(text) for batch in texts.batches() for text in batch]
-        return np.asarray(numbers, dtype=np.int64)
+        return _int64([self.add(text) for batch in texts.batches() for text in batch])
 
     def append(self, texts: TextColumn, name: str, before: TextColumn, blocks: list[Block]) -> tuple[TextColumn, Ids]:
         """Number these texts, note their block, and return all texts and the new numbers."""
@@ -194,76 +219,136 @@ class _Numbering:
         return before, numbers
 
     def place(self, texts: TextColumn) -> tuple[Ids, list[str]]:
-        """Return the number of every text, and those that had none before."""
+        """Return the number of every text, -1 for None, and those that had none before."""
         places: list[int] = []
         missing: list[str] = []
         for batch in texts.batches():
             for text in batch:
-                corpus_id = self.id_of_text.get(text_digest(text))
-                if corpus_id is None:
-                    corpus_id = self.add(text)
-                    missing.append(text)
-                places.append(corpus_id)
-        return np.asarray(places, dtype=np.int64), missing
+                if not text:
+                    places.append(-1 if text is None else self._place_one(text, missing))
+                    continue
+                places.append(self._place_one(text, missing))
+        return _int64(places), missing
+
+    def _place_one(self, text: str, missing: list[str]) -> int:
+        corpus_id = self.id_of_text.get(text_digest(text))
+        if corpus_id is None:
+            corpus_id = self.add(text)
+            missing.append(text)
+        return corpus_id
+
+    def know_titles(self, given: GivenCorpus, *, joined: bool) -> None:
+        """Let a document with its title in front, and its body without it, count as that document.
+
+        Positives are often made of title and text; and where queries are documents themselves, they are bodies.
+
+        Args:
+            given: The corpus.
+            joined: Whether forms with the title in front are wanted; they cost four digests a document.
+        """
+        for corpus_id, (title, text) in enumerate(given.titles_and_texts()):
+            if not title:
+                continue
+            forms = [f"{title}{separator}{text}" for separator in _TITLE_SEPARATORS] if joined else []
+            if text.startswith(title) and (body := text[len(title) :].lstrip(" .:-\n\t")):
+                forms = [body]
+            for form in forms:
+                self.first_with_key.setdefault(self.key_of(form), self.identities[corpus_id])
 
 
 def number_texts(
     positives: TextColumn,
-    corpus: Sequence[str] | Mapping[Any, str] | Dataset | None = None,
+    corpus: Any = None,
     *,
+    identity: str = "normalized",
     distinct: Literal["identity", "text"] = "identity",
     allow_empty: bool = False,
     additions: Additions | None = None,
-) -> NumberedPositives:
+) -> Numbered:
     """Give every text that can be a negative its number.
 
     Args:
         positives: The positives, one per row.
-        corpus: Further texts, or None for the positives alone.
-        distinct: Search one text per ``"identity"`` (what :func:`~st_hardneg.corpus.texts.same_text_key` calls the same), or one
-            per exact ``"text"``, as ``sentence_transformers.util.mine_hard_negatives`` does.
+        corpus: Further texts (see :func:`~st_hardneg.corpus.given.given_corpus`), or None for the positives alone.
+        identity: When two texts are the same, a key of :data:`~st_hardneg.corpus.identity.IDENTITIES`.
+        distinct: Search one text per ``"identity"``, or one per exact ``"text"``, as
+            ``sentence_transformers.util.mine_hard_negatives`` does.
         allow_empty: Whether the corpus may hold empty texts.
         additions: What else can be a negative.
 
     Raises:
         ValueError: If the corpus is empty or has empty texts, no text column can be made out, or a metadata predicate
             leaves nothing.
-        TypeError: If the corpus is neither a list of texts nor a Dataset.
+        TypeError: If the corpus is of another kind.
     """
     additions = additions or Additions()
-    given, text_column, id_column = _given_corpus(corpus, positives, allow_empty)
-    numbering = _Numbering({}, {}, 0)
+    given = given_corpus(corpus, positives.name, allow_empty=allow_empty)
+    numbering = _Numbering({}, {}, 0, identity)
     blocks: list[Block] = []
     texts = TextColumn.of([])
     if given is not None:
-        texts = TextColumn(given, text_column)
-        numbering.add_all(texts)
-        blocks.append(Block("corpus", 0, len(texts)))
-        if any(text_digest(text) not in numbering.id_of_text for some in positives.batches() for text in some):
-            _know_by_title(numbering, given, text_column)
+        texts, _ = numbering.append(given.texts, "corpus", texts, blocks)
+        known = numbering.id_of_text
+        is_missing = any(text_digest(text) not in known for some in positives.batches() for text in some)
+        numbering.know_titles(given, joined=is_missing)
     num_given = len(numbering.identities)
-    row_positive, missing = numbering.place(positives)
-    if missing:
-        texts = texts.followed_by(missing) if given is not None else TextColumn.of(missing)
-        blocks.append(Block("positive", num_given, len(texts)))
+    row_positive, texts = _placed(numbering, positives, "positive", texts, blocks)
+    num_merged = len(numbering.unique_texts) - len(set(numbering.identities))
+    dataset = None if given is None else given.dataset
     # Rows of the given corpus that a predicate selects are found before any further text is written or read.
-    rows = (
-        None if additions.metadata_filter is None else rows_where(given, additions.metadata_filter, "metadata_filter")
-    )
-    subsets = {
-        name: rows_where(given, predicate, f"metadata_sources[{name!r}]")
-        for name, predicate in additions.metadata_sources.items()
-    }
+    rows = None
+    if additions.metadata_filter is not None:
+        rows = rows_where(dataset, additions.metadata_filter, "metadata_filter")
+    subsets = {name: rows_where(dataset, one, f"sources[{name!r}]") for name, one in additions.subsets.items()}
     searched = _searched(numbering, rows, distinct)
-    parts: dict[str, Ids] = {}
-    for name, further in additions.cross_domain.items():
-        if further is None:
-            raise TypeError(
-                f"Expected texts in `cross_domain[{name!r}]`, got None. Pass a list or a Dataset, or leave it out."
-            )
-        dataset, column, _ = _given_corpus(further, positives, False, f"cross_domain[{name!r}]")
-        assert dataset is not None
-        texts, parts[name] = numbering.append(TextColumn(dataset, column), name, texts, blocks)
+    given_ids = []
+    for column in additions.given:
+        placed, texts = _placed(numbering, column, "given", texts, blocks)
+        given_ids.append(placed)
+    numbered = Corpus(
+        texts,
+        _int64(numbering.identities),
+        _int64(numbering.draw_keys),
+        searched,
+        num_given,
+        num_merged,
+        dataset,
+        "text" if given is None else given.text_column,
+        None if given is None else given.id_column,
+        metadata_rows=rows,
+    )
+    numbered = _with_further(numbered, numbering, additions, subsets, row_positive, blocks)
+    return Numbered(numbered, row_positive, tuple(given_ids), numbering.id_of_text, numbering.first_with_key, identity)
+
+
+def _placed(
+    numbering: _Numbering, column: TextColumn, name: str, texts: TextColumn, blocks: list[Block]
+) -> tuple[Ids, TextColumn]:
+    """Return the number of each text of a column, and all texts with those that had none before at the end."""
+    start = len(numbering.identities)
+    places, missing = numbering.place(column)
+    if missing:
+        texts = texts.followed_by(missing) if len(texts) else TextColumn.of(missing)
+        blocks.append(Block(name, start, len(texts)))
+    return places, texts
+
+
+def _with_further(
+    corpus: Corpus,
+    numbering: _Numbering,
+    additions: Additions,
+    subsets: Mapping[str, Ids],
+    row_positive: Ids,
+    blocks: list[Block],
+) -> Corpus:
+    """Return the corpus with further corpora, anchors and synthetic texts at its end, and the parts by name."""
+    texts, parts = corpus.texts, dict[str, Ids]()
+    for name, further in additions.further.items():
+        parameter = f"sources[{name!r}]"
+        one = given_corpus(further, "text", parameter=parameter)
+        if one is None:
+            raise TypeError(f"Expected texts in `{parameter}`, got None. Pass a list or a Dataset, or leave it out.")
+        texts, parts[name] = numbering.append(one.texts, name, texts, blocks)
     anchor_ids = synthetic_ids = synthetic_from = _NONE
     if additions.anchors is not None:
         unique = list(dict.fromkeys(text for batch in additions.anchors.batches() for text in batch))
@@ -274,187 +359,32 @@ def number_texts(
         synthetic_from = np.repeat(origins, [len(some) for some in written])
         flat = TextColumn.of([text for some in written for text in some])
         texts, synthetic_ids = numbering.append(flat, "synthetic", texts, blocks)
-    numbered = Corpus(
-        texts, np.asarray(numbering.identities, dtype=np.int64), searched, num_given, given, id_column, tuple(blocks),
-        anchor_ids=anchor_ids, synthetic_ids=synthetic_ids, synthetic_from=synthetic_from, metadata_rows=rows,
-    )  # fmt: skip
     for name, subset in subsets.items():
-        allowed = subset if rows is None else np.intersect1d(subset, rows)
-        if not len(allowed):
+        parts[name] = subset if corpus.metadata_rows is None else np.intersect1d(subset, corpus.metadata_rows)
+        if not len(parts[name]):
             raise ValueError(
-                f"Expected texts in `metadata_sources[{name!r}]`, got none that `metadata_filter` lets through. Loosen "
-                "one of the two."
+                f"`sources[{name!r}]` and `metadata_filter` have no row of the corpus in common. Loosen one of the two."
             )
-        parts[name] = allowed
-    parts = {name: numbered._first_of_each(ids) for name, ids in parts.items()}
-    return NumberedPositives(
-        replace(numbered, parts=parts), row_positive, numbering.id_of_text, numbering.first_with_key
+    whole = replace(
+        corpus,
+        texts=texts,
+        identities=_int64(numbering.identities),
+        draw_keys=_int64(numbering.draw_keys),
+        blocks=tuple(blocks),
+        anchor_ids=anchor_ids,
+        synthetic_ids=synthetic_ids,
+        synthetic_from=synthetic_from,
     )
-
-
-def _know_by_title(numbering: _Numbering, given: Dataset, text_column: str) -> None:
-    """Let a document's text with its title in front count as that document, as positives are often made from both."""
-    if "title" not in given.column_names or text_column == "title":
-        return
-    if getattr(given.features["title"], "dtype", None) not in TEXT_TYPES:
-        return
-    titles, texts = TextColumn(given, "title"), TextColumn(given, text_column)
-    corpus_id = 0
-    for some_titles, some_texts in zip(titles.batches(), texts.batches(), strict=True):
-        for title, text in zip(some_titles, some_texts, strict=True):
-            if title and title.strip():
-                for separator in _TITLE_SEPARATORS:
-                    key = same_text_key(f"{title.strip()}{separator}{text}")
-                    numbering.first_with_key.setdefault(key, numbering.identities[corpus_id])
-            corpus_id += 1
+    return replace(whole, parts={name: whole.first_of_each(ids) for name, ids in parts.items()})
 
 
 def _searched(numbering: _Numbering, rows: Ids | None, distinct: str) -> Ids:
     """Return the corpus ids of the corpus and the positives that are searched, in order."""
     if distinct == "text":
-        return np.asarray(numbering.unique_texts, dtype=np.int64)
-    identities = np.asarray(numbering.identities, dtype=np.int64)
+        return _int64(numbering.unique_texts)
+    identities = _int64(numbering.identities)
     if rows is None:
         return np.flatnonzero(identities == np.arange(len(identities)))
     # The first of equal texts that the filter lets through.
     found: Ids = rows[np.sort(np.unique(identities[rows], return_index=True)[1])]
     return found
-
-
-def rows_where(given: Dataset | None, predicate: Predicate | Ids, parameter: str) -> Ids:
-    """Return the rows of a corpus for which a predicate is true, int64 in ascending order.
-
-    Args:
-        given: The corpus.
-        predicate: ``row as a dictionary -> bool``; or row numbers, which are returned as they are.
-        parameter: What to call the predicate in errors.
-
-    Raises:
-        ValueError: If there is no corpus with columns to look at, or the predicate is true for no row.
-        TypeError: If the predicate cannot be called, or returns something else than True or False.
-    """
-    if isinstance(predicate, np.ndarray):
-        num_given = 0 if given is None else len(given)
-        good = predicate.dtype == np.int64 and predicate.ndim == 1 and len(predicate) > 0
-        if not good or predicate[0] < 0 or predicate[-1] >= num_given or bool((np.diff(predicate) <= 0).any()):
-            raise ValueError(
-                f"Expected `{parameter}` to be a function of a corpus row, or ascending row numbers below {num_given:,} "
-                f"as an int64 array, got {predicate.dtype} of shape {predicate.shape}. Pass a function."
-            )
-        return predicate
-    if not callable(predicate):
-        raise TypeError(
-            f"Expected `{parameter}` to be a function of a corpus row (a dictionary) that returns True or False, got "
-            f"{type(predicate).__name__}. Pass `lambda row: row['year'] >= 2020`, for example."
-        )
-    if given is None:
-        raise ValueError(
-            f"Expected a `corpus` with columns for `{parameter}` to look at, got none. Pass a `datasets.Dataset` as "
-            "`corpus`."
-        )
-    found: list[int] = []
-    for number, row in enumerate(given.with_format(None)):
-        try:
-            answer = predicate(row)
-        except Exception as error:
-            raise ValueError(
-                f"Expected `{parameter}` to return True or False for every row of the corpus, got {type(error).__name__}: "
-                f"{error} for row {number}. Columns are {given.column_names}; pass the corpus as a Dataset with the "
-                "columns that it looks at."
-            ) from error
-        if not isinstance(answer, (bool, np.bool_)):
-            raise TypeError(
-                f"Expected `{parameter}` to return True or False, got {answer!r} for row {number} of the corpus. Compare "
-                "a column with a value, for example."
-            )
-        if answer:
-            found.append(number)
-    if not found:
-        raise ValueError(
-            f"Expected `{parameter}` to be true for some of the {len(given):,} rows of the corpus, got none: it removes "
-            f"everything. Columns are {given.column_names}."
-        )
-    return np.asarray(found, dtype=np.int64)
-
-
-def _given_corpus(
-    corpus: Sequence[str] | Mapping[Any, str] | Dataset | None,
-    positives: TextColumn,
-    allow_empty: bool,
-    parameter: str = "corpus",
-) -> tuple[Dataset | None, str, str | None]:
-    """Return the corpus as a dataset, its text column and its id column."""
-    if corpus is None:
-        return None, "text", None
-    if isinstance(corpus, Mapping):
-        corpus = _dataset_of_texts_by_id(corpus, parameter)
-    if isinstance(corpus, Dataset):
-        dataset, text_column = corpus, _text_column_of(corpus, positives._name)
-    elif isinstance(corpus, Sequence) and not isinstance(corpus, str):
-        wrong = next((i for i, text in enumerate(corpus) if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise TypeError(
-                f"Expected `{parameter}` to be a list of texts, got {type(corpus[wrong]).__name__} at position {wrong}. "
-                "Pass strings only."
-            )
-        try:
-            table = pa.table({"text": pa.array(list(corpus), type=pa.large_string())})
-        except UnicodeEncodeError:
-            bad = next(i for i, text in enumerate(corpus) if not _is_unicode(text))
-            raise ValueError(
-                f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate at position {bad}. Clean it, for "
-                "example with `text.encode('utf-8', 'replace').decode()`."
-            ) from None
-        dataset, text_column = dataset_of(table), "text"
-    else:
-        raise TypeError(
-            f"Expected `{parameter}` to be a list of texts, a `datasets.Dataset` or None, got {type(corpus).__name__}. "
-            "Turn it into one of these."
-        )
-    if len(dataset) == 0:
-        advice = "Pass `corpus=None` to mine among the positives." if parameter == "corpus" else "Leave it out."
-        raise ValueError(f"Expected a {parameter} with at least one text, got an empty one. {advice}")
-    check_text_column(dataset, text_column, parameter, allow_empty=allow_empty)
-    id_column = next((name for name in _ID_COLUMNS if name in dataset.column_names), None)
-    return dataset, text_column, id_column
-
-
-def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Dataset:
-    """Return ``{id: text}`` as a dataset with the columns ``_id`` and ``text``."""
-    wrong = next((key for key, text in corpus.items() if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise TypeError(
-            f"Expected `{parameter}` to map ids to texts, got {type(corpus[wrong]).__name__} for the id {wrong!r}. Join "
-            "title and text into one string; `HardNegativeDataset.from_beir` reads documents with titles."
-        )
-    bad = next((key for key, text in corpus.items() if not _is_unicode(text)), None)
-    if bad is not None:
-        raise ValueError(
-            f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate for the id {bad!r}. Clean it."
-        )
-    return Dataset.from_dict({"_id": [str(key) for key in corpus], "text": list(corpus.values())})
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _text_column_of(corpus: Dataset, positive_column: str) -> str:
-    strings = [
-        name
-        for name in corpus.column_names
-        if getattr(corpus.features[name], "dtype", None) in TEXT_TYPES and name not in _ID_COLUMNS
-    ]
-    for name in ("text", positive_column):
-        if name in corpus.column_names:
-            return name
-    if len(strings) == 1:
-        return strings[0]
-    raise ValueError(
-        f"Expected the corpus to have a column 'text' or {positive_column!r}, or one text column only, got "
-        f"{corpus.column_names}. Rename the column that holds the texts to 'text'."
-    )

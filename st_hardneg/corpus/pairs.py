@@ -9,93 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.corpus.numbering import Corpus, NumberedPositives
-from st_hardneg.corpus.texts import Ids, TextColumn, same_text_key
-
-
-@dataclass(frozen=True)
-class KnownPositives:
-    """Which corpus texts are right answers to which query, as a value that losses can hold.
-
-    A text is "right" for a query if it is the same text as one of the query's positives, or as the query itself:
-    see :func:`~st_hardneg.corpus.texts.same_text_key`. The look-up is exact, works on whole matrices, and holds 8 bytes per
-    corpus text, per query and per known pair. Queries that are the same text are one group, so thousands of spellings of
-    one anchor take no more than thousands of anchors.
-
-    Args:
-        identities: int64 of shape ``(num_corpus,)``: the text identity of every corpus id. Equal numbers mean
-            equal texts.
-        keys: int64 of shape ``(num_known,)``, sorted: ``group * num_corpus + identity`` for every known pair.
-        groups: int64 of shape ``(num_queries,)``: the group of each query, which shares its right answers.
-    """
-
-    identities: Tensor
-    keys: Tensor
-    groups: Tensor
-
-    def __repr__(self) -> str:
-        return f"KnownPositives({len(self.keys):,} pairs, {len(self.identities):,} texts)"
-
-    @classmethod
-    def from_lists(cls, right_answers: Sequence[Sequence[int]], identities: Sequence[int]) -> KnownPositives:
-        """Build from the corpus ids of each query's right answers.
-
-        Args:
-            right_answers: For each query, the corpus ids of its positives (and of its own text, where it occurs).
-            identities: For each corpus id, a number in ``[0, num_corpus)`` that equal texts share.
-
-        Example:
-            >>> known = KnownPositives.from_lists([[0], [1]], identities=[0, 1, 0])
-            >>> known.is_positive(torch.tensor([0, 1]), torch.tensor([0, 1, 2])).tolist()
-            [[True, False, True], [False, True, False]]
-        """
-        identity = np.asarray(identities, dtype=np.int64)
-        lengths = [len(ids) for ids in right_answers]
-        query = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
-        flat = np.asarray([corpus_id for ids in right_answers for corpus_id in ids], dtype=np.int64)
-        keys = np.unique(query * len(identity) + identity[flat])
-        return cls(torch.from_numpy(identity), torch.from_numpy(keys), torch.arange(len(lengths)))
-
-    @property
-    def num_queries(self) -> int:
-        """Number of queries that ids can name."""
-        return len(self.groups)
-
-    def to(self, device: torch.device | str) -> KnownPositives:
-        """Return the same value on another device."""
-        return KnownPositives(self.identities.to(device), self.keys.to(device), self.groups.to(device))
-
-    def is_positive(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
-        """Tell for every pair of a query and a corpus text whether the text is a right answer.
-
-        Args:
-            query_ids: int64 of shape ``(m,)``.
-            corpus_ids: int64 of shape ``(c,)``; -1 stands for "no text" and is never right.
-
-        Returns:
-            Boolean tensor of shape ``(m, c)``.
-        """
-        return self.contains(query_ids, corpus_ids[None, :].expand(len(query_ids), -1))
-
-    def contains(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
-        """Tell for every query which of its own row of corpus texts are right answers.
-
-        Args:
-            query_ids: int64 of shape ``(m,)``.
-            corpus_ids: int64 of shape ``(m, k)``; -1 stands for "no text" and is never right.
-
-        Returns:
-            Boolean tensor of shape ``(m, k)``.
-        """
-        if not len(self.keys):
-            return torch.zeros_like(corpus_ids, dtype=torch.bool)
-        identity = self.identities[corpus_ids.clamp(min=0)]
-        # Ids of another dataset may lie outside; nothing is known of them.
-        is_known = (query_ids >= 0) & (query_ids < len(self.groups))
-        groups = self.groups[query_ids.clamp(0, len(self.groups) - 1)]
-        wanted = (groups[:, None] * len(self.identities) + identity).contiguous()
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return (self.keys[place] == wanted) & (corpus_ids >= 0) & is_known[:, None]
+from st_hardneg.corpus.identity import IDENTITIES, draw_key
+from st_hardneg.corpus.known import KnownPositives
+from st_hardneg.corpus.numbering import Corpus, Numbered
+from st_hardneg.corpus.symmetric import Clusters, cluster_pairs
+from st_hardneg.corpus.texts import Ids, TextColumn
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +38,10 @@ class Pairs:
             corpus, or -1.
         draw_keys: int64 of shape ``(num_queries,)``: what stands for each query in random draws. It depends on the
             query's text only, so that a draw is the same in whatever batch or order queries come.
+        given_offsets: int64 of shape ``(num_queries + 1,)``: where each query's part of ``given_ids`` starts.
+        given_ids: int64: corpus ids of the negatives that the user's own columns hold for each query.
+        num_unused_given: Given negatives whose anchor has no positive.
+        largest_cluster: In symmetric data, how many different texts the largest cluster has; 0 elsewhere.
     """
 
     anchors: TextColumn
@@ -133,6 +55,10 @@ class Pairs:
     known: KnownPositives
     own_identity: Ids
     draw_keys: Ids
+    given_offsets: Ids
+    given_ids: Ids
+    num_unused_given: int = 0
+    largest_cluster: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -187,67 +113,120 @@ class Pairs:
         return shared
 
 
-def pair_up(anchors: TextColumn, numbered: NumberedPositives, *, share_positives: bool = True) -> Pairs:
+@dataclass(eq=False)
+class _Queries:
+    """The unique anchors, as they are met row by row."""
+
+    query_of_text: dict[str, int]
+    first_row: list[int]
+    group: list[int]
+    own: list[int]
+    draw_keys: list[int]
+    row_query: Ids
+
+
+def _unique_queries(anchors: TextColumn, numbered: Numbered) -> _Queries:
+    key_of = IDENTITIES[numbered.identity]
+    group_of_key: dict[bytes, int] = {}
+    found = _Queries({}, [], [], [], [], np.empty(len(anchors), dtype=np.int64))
+    row = 0
+    for texts in anchors.batches():
+        for text in texts:
+            query = found.query_of_text.setdefault(text, len(found.first_row))
+            if query == len(found.first_row):
+                key = key_of(text)
+                found.first_row.append(row)
+                found.group.append(group_of_key.setdefault(key, len(group_of_key)))
+                found.own.append(numbered.first_with_key.get(key, -1))
+                found.draw_keys.append(draw_key(key))
+            found.row_query[row] = query
+            row += 1
+    return found
+
+
+def pair_up(
+    anchors: TextColumn,
+    numbered: Numbered,
+    *,
+    share_positives: bool = True,
+    symmetric: bool | None = False,
+    given_anchors: Sequence[TextColumn] = (),
+) -> Pairs:
     """Find the unique queries of the rows, and everything that is known to be right for each.
 
     Args:
         anchors: The anchors, one per row.
         numbered: The corpus and the rows' positives in it.
-        share_positives: Whether queries that are the same text but for case, whitespace and Unicode form count each
-            other's positives as their own (in margins, too). They are excluded as negatives in any case.
+        share_positives: Whether queries that are the same text, by the recipe's identity, count each other's positives as
+            their own (in margins, too). They are excluded as negatives in any case.
+        symmetric: Whether what hangs together by pairs is never each other's negative; None finds out by itself.
+        given_anchors: The anchors of each column of given negatives.
     """
-    query_of_text: dict[str, int] = {}
-    group_of_key: dict[bytes, int] = {}
-    row_query = np.empty(len(anchors), dtype=np.int64)
-    first_row: list[int] = []
-    group: list[int] = []
-    own: list[int] = []
-    draw_keys: list[int] = []
-    row = 0
-    for texts in anchors.batches():
-        for text in texts:
-            query = query_of_text.setdefault(text, len(first_row))
-            if query == len(first_row):
-                key = same_text_key(text)
-                first_row.append(row)
-                group.append(group_of_key.setdefault(key, len(group_of_key)))
-                own.append(numbered.first_with_key.get(key, -1))
-                draw_keys.append(int.from_bytes(key[:8], "little") >> 1)
-            row_query[row] = query
-            row += 1
-
-    same_text = np.asarray(group, dtype=np.int64)
-    own_identity = np.asarray(own, dtype=np.int64)
+    queries = _unique_queries(anchors, numbered)
+    corpus, row_query = numbered.corpus, queries.row_query
+    same_text = np.asarray(queries.group, dtype=np.int64)
+    own_identity = np.asarray(queries.own, dtype=np.int64)
     groups = same_text if share_positives else np.arange(len(same_text))
-    offsets, ids = _by_group(groups[row_query], numbered.row_positive, len(numbered.corpus))
+    offsets, ids = _by_group(groups[row_query], numbered.row_positive, len(corpus))
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    own_keys = torch.from_numpy(np.sort(owner * len(numbered.corpus) + ids))
+    own_keys = torch.from_numpy(np.sort(owner * len(corpus) + ids))
+    group_identity = np.full(int(same_text.max(initial=-1)) + 1, -1, dtype=np.int64)
+    group_identity[same_text] = own_identity
+    clusters = cluster_pairs(
+        same_text[row_query], numbered.row_positive, group_identity, same_text, corpus.identities, symmetric
+    )
+    given_offsets, given_ids, num_unused = _given(queries, numbered, given_anchors)
     return Pairs(
         anchors,
         row_query,
         numbered.row_positive,
-        np.asarray(first_row, dtype=np.int64),
+        np.asarray(queries.first_row, dtype=np.int64),
         groups,
         offsets,
         ids,
-        KnownPositives(torch.arange(len(numbered.corpus)), own_keys, torch.from_numpy(groups)),
-        _known_positives(row_query, numbered.row_positive, same_text, own_identity, numbered.corpus),
+        KnownPositives(torch.arange(len(corpus)), own_keys, torch.from_numpy(groups)),
+        _known_positives(row_query, numbered.row_positive, same_text, own_identity, corpus, clusters),
         own_identity,
-        np.asarray(draw_keys, dtype=np.int64),
+        np.asarray(queries.draw_keys, dtype=np.int64),
+        given_offsets,
+        given_ids,
+        num_unused,
+        0 if clusters is None else clusters.largest,
     )
 
 
-def _by_group(groups: Ids, positives: Ids, num_texts: int) -> tuple[Ids, Ids]:
+def _given(queries: _Queries, numbered: Numbered, anchors: Sequence[TextColumn]) -> tuple[Ids, Ids, int]:
+    """Return where each query's given negatives start, their corpus ids, and how many have no query."""
+    num_queries = len(queries.first_row)
+    if not anchors:
+        return np.zeros(num_queries + 1, dtype=np.int64), np.arange(0), 0
+    owners = [
+        np.asarray([queries.query_of_text.get(text, -1) for some in column.batches() for text in some], dtype=np.int64)
+        for column in anchors
+    ]
+    owner, ids = np.concatenate(owners), np.concatenate(numbered.given_ids)
+    num_unused = int(((owner < 0) & (ids >= 0)).sum())
+    is_used = (owner >= 0) & (ids >= 0)
+    offsets, ids = _by_group(owner[is_used], ids[is_used], len(numbered.corpus), num_groups=num_queries)
+    return offsets, ids, num_unused
+
+
+def _by_group(groups: Ids, ids: Ids, num_texts: int, num_groups: int = 0) -> tuple[Ids, Ids]:
     """Sort pairs by group, keeping each pair's first appearance and that order."""
-    _, first = np.unique(groups * num_texts + positives, return_index=True)
+    _, first = np.unique(groups * num_texts + ids, return_index=True)
     first.sort()
     order = first[np.argsort(groups[first], kind="stable")]
-    counts = np.bincount(groups[order], minlength=int(groups.max(initial=-1)) + 1)
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), positives[order]
+    counts = np.bincount(groups[order], minlength=max(num_groups, int(groups.max(initial=-1)) + 1))
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), ids[order]
 
 
 def _known_positives(
-    row_query: Ids, row_positive: Ids, same_text: Ids, own_identity: Ids, corpus: Corpus
+    row_query: Ids,
+    row_positive: Ids,
+    same_text: Ids,
+    own_identity: Ids,
+    corpus: Corpus,
+    clusters: Clusters | None,
 ) -> KnownPositives:
     """Return what is right for each group: its positives, its own text, and anchors whose positive it is itself."""
     positive_identity = corpus.identities[row_positive]
@@ -264,5 +243,9 @@ def _known_positives(
         ]
     )
     return KnownPositives(
-        torch.from_numpy(corpus.identities), torch.from_numpy(np.unique(keys)), torch.from_numpy(same_text)
+        torch.from_numpy(corpus.identities),
+        torch.from_numpy(np.unique(keys)),
+        torch.from_numpy(same_text),
+        None if clusters is None else torch.from_numpy(clusters.of_queries),
+        None if clusters is None else torch.from_numpy(clusters.of_texts),
     )

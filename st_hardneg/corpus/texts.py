@@ -1,10 +1,7 @@
-"""Columns of texts, and when two texts are the same."""
+"""Columns of texts, read by row number, and the check of what they hold."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -23,45 +20,6 @@ TEXT_TYPES = ("string", "large_string", "string_view")
 """What ``datasets`` calls the types of a column of texts."""
 
 _READ_ROWS = 10_000
-
-
-# Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt: characters that are there and cannot be seen.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
-)
-
-
-def same_text_key(text: str) -> bytes:
-    r"""Digest that two texts share when a reader would call them the same text.
-
-    Source: NFKC_Casefold of the Unicode Standard (section 3.13), which leaves out invisible characters and normalises
-    once more after folding case; then runs of whitespace become one space.
-
-    Example:
-        >>> same_text_key("  Straße\n 1") == same_text_key("STRASSE 1")
-        True
-        >>> same_text_key("soft\u00adhyphen") == same_text_key("softhyphen")
-        True
-    """
-    return text_digest(" ".join(_casefolded(text).split()))
-
-
-def _casefolded(text: str) -> str:
-    if text.isascii():
-        return text.lower()
-    for _ in range(3):  # what folding yields may normalise further
-        folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold())
-        if folded == text:
-            break
-        text = folded
-    return text
-
-
-def text_digest(text: str) -> bytes:
-    """Digest that only equal texts share."""
-    # 16 bytes instead of the text keep a dictionary of millions of texts small.
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def dataset_of(table: pa.Table) -> Dataset:
@@ -83,11 +41,11 @@ class TextColumn:
             strings = dataset.with_format("arrow")[:].column(name).cast(pa.large_string())
             dataset = dataset_of(pa.table({name: strings}))
         self._dataset = dataset
-        self._name = name
+        self.name = name
         self._open()
 
     def _open(self) -> None:
-        self._chunks = self._dataset.data.column(self._name)
+        self._chunks = self._dataset.data.column(self.name)
         indices = self._dataset._indices
         self._indices: Ids | None = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
 
@@ -118,13 +76,13 @@ class TextColumn:
         """Return the column with these texts at its end."""
         if isinstance(texts, TextColumn):
             added = (
-                texts._dataset if texts._name == self._name else texts._dataset.rename_column(texts._name, self._name)
+                texts._dataset if texts.name == self.name else texts._dataset.rename_column(texts.name, self.name)
             )
         else:
-            added = dataset_of(pa.table({self._name: pa.array(texts, type=self._chunks.type)}))
+            added = dataset_of(pa.table({self.name: pa.array(texts, type=self._chunks.type)}))
         if added.features != self._dataset.features:
             added = added.cast(self._dataset.features)
-        return TextColumn(concatenate_datasets([self._dataset, added]), self._name)
+        return TextColumn(concatenate_datasets([self._dataset, added]), self.name)
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> TextColumn:
@@ -132,7 +90,7 @@ class TextColumn:
         return cls(dataset_of(pa.table({"text": pa.array(texts, type=pa.large_string())})), "text")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_dataset": self._dataset, "_name": self._name}
+        return {"_dataset": self._dataset, "name": self.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,3 +1,39 @@
-"""Texts to vectors."""
+"""Texts to vectors: which kind of model is encoded how."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from st_hardneg.encoders.dense import DenseEncoder, Encoding, Encodings
+from st_hardneg.encoders.protocol import Encoder
+
+__all__ = ["DenseEncoder", "Encoder", "Encoding", "Encodings", "encoder_for"]
+
+ENCODERS: dict[str, Callable[[Any, Encodings], Encoder]] = {}
+"""Encoders by the name of a class of models, or of one of its bases; what is not here is encoded as dense."""
+
+_CANNOT_SEARCH = ("SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
+
+
+def encoder_for(model: Any, encodings: Encodings) -> Encoder:
+    """Return the encoder of a model.
+
+    Args:
+        model: A SentenceTransformer, or an object with ``encode_query`` and ``encode_document``.
+        encodings: Prompts, routes and batch sizes.
+
+    Raises:
+        TypeError: If the model cannot encode queries and documents.
+        ValueError: If it cannot be searched by.
+    """
+    names = [kind.__name__ for kind in type(model).__mro__]
+    for name in names:
+        if name in ENCODERS:
+            return ENCODERS[name](model, encodings)
+        if name in _CANNOT_SEARCH:
+            raise ValueError(
+                f"A {name} cannot search for negatives itself yet. Mine with a SentenceTransformer; in training, pass one "
+                "that searches in its place: `MiningCallback(hard_negatives, retriever=SentenceTransformer(...))`."
+            )
+    return DenseEncoder(model, encodings)

@@ -1,25 +1,29 @@
-"""Texts to embeddings, with the model in hand; leaves the model and the random states as it found them."""
+"""Texts to embeddings, one vector each, with the model in hand; model and random states are left as they were found."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from sentence_transformers import SimilarityFunction
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from st_hardneg.config import MiningConfig
 from st_hardneg.errors import MiningError
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 logger = logging.getLogger(__name__)
+
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+# Texts encoded into one shard: what is sorted by length together, and what is encoded again if memory runs out.
+_SHARD = 4096
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,87 @@ class Encodings:
     corpus: Encoding
 
     @classmethod
-    def from_config(cls, config: MiningConfig) -> Encodings:
-        """Take prompts and batch size from the config."""
+    def from_config(cls, config: MiningConfig, batch_size: int = 32) -> Encodings:
+        """Take the prompts from the config."""
         return cls(
-            Encoding("query", config.query_prompt_name, config.query_prompt, config.batch_size),
-            Encoding("document", config.corpus_prompt_name, config.corpus_prompt, config.batch_size),
+            Encoding("query", config.query_prompt_name, config.query_prompt, batch_size),
+            Encoding("document", config.corpus_prompt_name, config.corpus_prompt, batch_size),
         )
 
     def replace_both(self, **changes: Any) -> Encodings:
         """Return a copy in which both kinds have these changes."""
-        return Encodings(replace(self.queries, **changes), replace(self.corpus, **changes))
+        return Encodings(replace(self.queries, **changes), replace(self.corpus,class DenseEncoder:
+    """A model with one vector per text: a SentenceTransformer, or any object with ``encode_query`` and ``encode_document``.
+
+    Args:
+        model: The model.
+        encodings: Prompts, routes and batch sizes.
+        pairwise: The similarity of row i with row i, ``(m, dim), (m, dim) -> (m,)``, in place of the model's by its name.
+        score_function: The similarity ``(q, dim), (c, dim) -> (q, c)`` to search by, likewise.
+
+    Raises:
+        TypeError: If the model cannot encode queries and documents.
+        ValueError: If it cannot be searched by its similarity.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        encodings: Encodings,
+        *,
+        pairwise: Callable[[Tensor, Tensor], Tensor] | None = None,
+        score_function: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        self.model = model
+        self.encodings = encodings
+        self.similarity = similarity_name(model)
+        self.pairwise = pairwise or SimilarityFunction.to_similarity_pairwise_fn(self.similarity)
+        self.score_function = score_function
+
+    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
+        """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
+        return encode(self.model, texts, self.encodings.queries, show_progress_bar=show_progress_bar)
+
+    def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
+        """Yield the vectors of corpus texts in shards, float32 of shape ``(at most 4,096, dim)`` each."""
+        encoding = self.encodings.corpus
+        # A pool shares out what it is given at once.
+        size = len(texts) if encoding.pool is not None else _SHARD
+        with tqdm(total=len(texts), desc="Encoding", unit="text", disable=not show_progress_bar) as progress:
+            for start in range(0, len(texts), max(1, size)):
+                some = texts[start : start + size]
+                yield encode(self.model, some, encoding)
+                progress.update(len(some))
+
+
+def similarity_name(model: Any) -> str:
+    """Return the name of the model's similarity.
+
+    Raises:
+        TypeError: If the model cannot encode queries and documents.
+        ValueError: If it cannot be searched by that similarity.
+    """
+    for method in ("encode_query", "encode_document"):
+        if not callable(getattr(model, method, None)):
+            raise TypeError(
+                f"Expected a SentenceTransformer model, or an object with `encode_query` and `encode_document`, got "
+                f"{type(model).__name__}, which has no `{method}`. Load one with `SentenceTransformer(name_or_path)`."
+            )
+    name = getattr(model, "similarity_fn_name", None) or "cosine"
+    name = str(getattr(name, "value", name))
+    if name not in _SIMILARITIES:
+        raise ValueError(
+            f"Expected a model whose `similarity_fn_name` is one of {list(_SIMILARITIES)}, got {name!r}. Set "
+            "`model.similarity_fn_name`, or use a model with one vector per text."
+        )
+    return name
+
+
+ **changes))
 
 
 def encode(
-    model: SentenceTransformer, texts: Sequence[str], encoding: Encoding, *, show_progress_bar: bool = False
+    model: Any, texts: Sequence[str], encoding: Encoding, *, show_progress_bar: bool = False
 ) -> Tensor:
     """Encode texts.
 
@@ -110,7 +181,7 @@ def _is_memory_exhausted(error: RuntimeError) -> bool:
 
 
 def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_bar: bool) -> Tensor:
-    arguments: dict[str, Any] = {
+    wanted: dict[str, Any] = {
         "prompt_name": encoding.prompt_name,
         "prompt": encoding.prompt,
         "batch_size": encoding.batch_size,
@@ -119,15 +190,42 @@ def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_
         "normalize_embeddings": encoding.normalize_embeddings,
     }
     if encoding.pool is not None:
-        arguments["pool"] = encoding.pool
+        wanted["pool"] = encoding.pool
+    methods = {"query": "encode_query", "document": "encode_document"}
+    method = getattr(model, methods.get(encoding.task, "encode"))
+    if encoding.task not in methods:
+        wanted["task"] = encoding.task
     with as_found(model):
-        if encoding.task == "query":
-            embeddings = model.encode_query(list(texts), **arguments)
-        elif encoding.task == "document":
-            embeddings = model.encode_document(list(texts), **arguments)
-        else:
-            embeddings = model.encode(list(texts), task=encoding.task, **arguments)
-    return torch.as_tensor(embeddings).float()
+        embeddings = torch.as_tensor(method(list(texts), **_accepted(method, wanted, model))).float()
+    if embeddings.dim() != 2 or len(embeddings) != len(texts):
+        raise MiningError(
+            f"Expected one vector per text from {type(model).__name__}, got shape {tuple(embeddings.shape)} for "
+            f"{len(texts):,} texts."
+        )
+    if encoding.normalize_embeddings and "normalize_embeddings" not in _accepted(method, wanted, model):
+        return torch.nn.functional.normalize(embeddings, dim=1)
+    return embeddings
+
+
+def _accepted(method: Any, wanted: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the arguments that a model's method takes: a client of an embedding service need not know all of them.
+
+    Raises:
+        MiningError: If a prompt is asked for that the method cannot be given.
+    """
+    try:
+        parameters = inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        return wanted
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return wanted
+    for name in ("prompt", "prompt_name", "task"):
+        if wanted.get(name) and name not in parameters:
+            raise MiningError(
+                f"`{method.__name__}` of {type(model).__name__} takes no `{name}`, so that texts cannot be encoded with "
+                f"{wanted[name]!r}. Leave the prompt out, or let the method take it."
+            )
+    return {name: value for name, value in wanted.items() if name in parameters}
 
 
 def _check_finite(embeddings: Tensor, texts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor
 from tqdm import trange
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hardness import HardnessDefinition
 from st_hardneg.hosts import delegated_attributes
 from st_hardneg.losses.diagnostics import MaskingDiagnostics

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hosts import all_gather, all_gather_with_grad, get_rank
 from st_hardneg.losses.labels import UNFILLED
 

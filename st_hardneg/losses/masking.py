@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hardness import HardnessDefinition, check_definition, check_margin, is_easy, is_hard
 from st_hardneg.losses.labels import UNFILLED, RowLabels
 

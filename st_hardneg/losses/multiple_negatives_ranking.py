@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.model import SentenceTransformer
 from sentence_transformers.util import cos_sim
 from torch import Tensor
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hardness import HardnessDefinition
 from st_hardneg.losses.citations import FACENET
 from st_hardneg.losses.diagnostics import MaskingDiagnostics

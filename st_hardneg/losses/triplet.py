@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.model import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hardness import HardnessDefinition
 from st_hardneg.losses.citations import FACENET
 from st_hardneg.losses.diagnostics import MaskingDiagnostics

@@ -1,0 +1,30 @@
+"""What an encoder has to offer, so that what it encodes can be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors that can be compared. No base class."""
+
+    @property
+    def similarity(self) -> str:
+        """Name of the similarity that vectors are compared by, such as ``"cosine"``."""
+
+    @property
+    def pairwise(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The similarity of row i with row i: ``(m, dim), (m, dim) -> (m,)``."""
+
+    @property
+    def score_function(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """A similarity ``(q, dim), (c, dim) -> (q, c)`` to search by in place of the one of this name, or None."""
+
+    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
+        """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
+
+    def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
+        """Yield the vectors of corpus texts, in order, in shards of shape ``(some, dim)``."""

@@ -1,0 +1,134 @@
+"""The vectors of all queries and corpus texts, and how similar any two of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sentence_transformers.util import pairwise_cos_sim
+from torch import Tensor
+
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.protocol import Encoder
+
+# Pairs are compared in blocks of at most this many floats (256 MB).
+_MAX_FLOATS = 64_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Vectors of all queries and of all corpus texts that can be a negative or are a positive.
+
+    Args:
+        queries: float32 of shape ``(num_queries, dim)``.
+        corpus: float32 of shape ``(num_encoded, dim)``; the texts that are searched come first. Anchors that are searched
+            stand here with their vectors as queries.
+        corpus_row: int64 of shape ``(num_corpus,)``: where in ``corpus`` each corpus id is, or -1.
+        pairwise: The similarity of row i with row i: ``(m, dim), (m, dim) -> (m,)``.
+        similarity: Name of that similarity.
+        score_function: A similarity ``(q, dim), (c, dim) -> (q, c)`` to search by in place of it, or None.
+    """
+
+    queries: Tensor
+    corpus: Tensor
+    corpus_row: Tensor
+    pairwise: Callable[[Tensor, Tensor], Tensor]
+    similarity: str
+    score_function: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimensions."""
+        return self.queries.shape[1]
+
+    def of_queries(self, query_ids: Tensor) -> Tensor:
+        """Return the vectors of some queries, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
+        return self.queries[query_ids.to(self.queries.device)]
+
+    def of_texts(self, corpus_ids: Ids) -> Tensor:
+        """Return the vectors of some corpus texts, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
+        rows = self.corpus_row[torch.from_numpy(corpus_ids)]
+        if len(rows) and int(rows[0]) == 0 and bool((rows.diff() == 1).all()):
+            return self.corpus[: len(rows)]  # no copy of the whole corpus
+        return self.corpus[rows.to(self.corpus.device)]
+
+    def similarity_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Return the similarity of each query with its own row of corpus texts, float32 of shape ``(q, k)``."""
+        return self._compare(self.of_queries(query_ids), corpus_ids)
+
+    def similarity_among_texts(self, one_each: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
+        return self._compare(self._of_texts(one_each), corpus_ids)
+
+    def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""
+        cosine = replace(self, pairwise=pairwise_cos_sim).similarity_of_pairs(query_ids, corpus_ids)
+        return (2.0 - 2.0 * cosine.double().clamp(-1.0, 1.0)).sqrt()
+
+    def _of_texts(self, corpus_ids: Tensor) -> Tensor:
+        rows = self.corpus_row[corpus_ids.clamp(min=0)]
+        return self.corpus[rows.clamp(min=0).to(self.corpus.device)]
+
+    def _compare(self, left: Tensor, corpus_ids: Tensor) -> Tensor:
+        similarity = torch.empty(corpus_ids.shape)
+        width = corpus_ids.shape[1]
+        step = max(1, _MAX_FLOATS // max(1, width * left.shape[1]))
+        for start in range(0, len(corpus_ids), step):
+            block = corpus_ids[start : start + step]
+            others = self._of_texts(block.flatten())
+            ours = left[start : start + step].to(others.device).repeat_interleave(width, dim=0)
+            similarity[start : start + step] = self.pairwise(ours, others).float().cpu().view(block.shape)
+        return similarity.masked_fill_(corpus_ids < 0, -torch.inf)
+
+
+def embed(pairs: Pairs, corpus: Corpus, encoder: Encoder, *, show_progress_bar: bool = False) -> Vectors:
+    """Encode all queries, and the corpus texts that can be a negative or are a positive."""
+    encoded, corpus_row = encoded_texts(pairs, corpus)
+    shards = encoder.corpus(corpus.texts.take(encoded), show_progress_bar=show_progress_bar)
+    num_anchors = len(corpus.anchor_ids)
+    texts = stacked(shards, len(encoded) + num_anchors)
+    queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
+    if num_anchors:
+        # As negatives they are searched in the anchors' own space.
+        corpus_row[torch.from_numpy(corpus.anchor_ids)] = len(encoded) + torch.arange(num_anchors)
+        texts[len(encoded) :] = queries.to(texts.device)
+    return Vectors(queries, texts, corpus_row, encoder.pairwise, encoder.similarity, encoder.score_function)
+
+
+def encoded_texts(pairs: Pairs, corpus: Corpus) -> tuple[Ids, Tensor]:
+    """Return the corpus ids to encode, those that are searched first, and the place of each corpus id among them."""
+    wanted = np.unique(
+        np.concatenate([pairs.positive_ids, pairs.given_ids, corpus.synthetic_ids, *corpus.parts.values()])
+    )
+    others = np.setdiff1d(wanted, corpus.searched)
+    encoded = np.concatenate([corpus.searched, others])
+    corpus_row = np.full(len(corpus), -1, dtype=np.int64)
+    corpus_row[encoded] = np.arange(len(encoded))
+    return encoded, torch.from_numpy(corpus_row)
+
+
+def stacked(shards: Iterator[Tensor], num_rows: int) -> Tensor:
+    """Put shards below each other into one matrix of so many rows, which is allocated once.
+
+    It is on the shards' device, or on the CPU where the device's memory does not suffice.
+    """
+    matrix: Tensor | None = None
+    start = 0
+    for shard in shards:
+        if matrix is None:
+            matrix = _allocated(num_rows, shard)
+        matrix[start : start + len(shard)] = shard
+        start += len(shard)
+    return torch.empty(num_rows, 0) if matrix is None else matrix
+
+
+def _allocated(num_rows: int, like: Tensor) -> Tensor:
+    shape = (num_rows, like.shape[1])
+    try:
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+    except torch.OutOfMemoryError:  # pragma: no cover - needs an accelerator
+        return torch.empty(shape, dtype=like.dtype)
