@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from itertools import accumulate
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_hardneg.config import MiningConfig, numeric_fields
 from st_hardneg.training.schedules import Progress, Schedule, described
+
+if TYPE_CHECKING:
+    from st_hardneg.dataset import HardNegativeDataset
+
+logger = logging.getLogger(__name__)
 
 NUM_SHOWN = "num_shown"
 """How many negatives of each row are shown: no field of the recipe, which says how many are mined."""
@@ -275,6 +281,30 @@ def check_throughout(
                 f"Expected a schedule that is valid throughout the training, got an invalid one at {float(progress):.0%} "
                 f"of it (epoch {progress.epoch}): {error}"
             ) from None
+
+
+def check_whole_training(
+    schedule: CheckedSchedules, datasets: Iterable[HardNegativeDataset], points: Sequence[Progress]
+) -> None:
+    """Make sure that a schedule is valid throughout a training, and warn of stages that it does not reach.
+
+    Args:
+        schedule: What :func:`checked_schedules` returned.
+        datasets: What is refreshed.
+        points: All points of the training at which there may be a refresh, in order.
+
+    Raises:
+        ValueError: If it is not valid somewhere; the point and the reason are named.
+    """
+    for hard_negatives in datasets:
+        check_throughout(schedule, hard_negatives.config, points, hard_negatives.check_in_force)
+    if isinstance(schedule, Curriculum):
+        reached, _ = schedule.stage_at(points[-1].epoch)
+        if left := [stage.name for stage in schedule.stages[reached:]]:
+            logger.warning(
+                f"The training ends after epoch {points[-1].epoch + 1}, before the stages {left} of the "
+                "curriculum begin. Train for more epochs, or shorten the earlier stages."
+            )
 
 
 def describe(schedule: CheckedSchedules | None) -> Any:

@@ -112,7 +112,8 @@ def _difference_of_prompts(
     refreshed: Encodings,
 ) -> str | None:
     then, now = (
-        (prompt_text(model, encodings.queries), prompt_text(model, encodings.corpus)) for encodings in (mined, refreshed)
+        (prompt_text(model, encodings.queries), prompt_text(model, encodings.corpus))
+        for encodings in (mined, refreshed)
     )
     if then == now:
         return None
