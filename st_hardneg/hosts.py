@@ -1,7 +1,7 @@
 """Every name of the host libraries that is private or likely to move, in one place, with words for when it has moved.
 
-Everything is looked up when it is asked for, so importing this module imports no host library. A name is imported from
-here, ``from st_hardneg.hosts import distributed_evaluation``; a private attribute of an object is read or set by a function.
+Everything is looked up when it is asked for, so importing this module imports no host library. Names are imported from
+here, ``from st_hardneg.hosts import distributed_evaluation``; private attributes of objects are read and set by functions.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def moved(what: str, library: str) -> str:
     except metadata.PackageNotFoundError:
         version = "of an unknown version"
     return (
-        f"`{what}` is not there in {library} {version}, and st_hardneg needs it. This release of {library} is newer or older "
-        "than those that st_hardneg was tested with: install another one, or a later st_hardneg."
+        f"`{what}` is not there in {library} {version}, and st_hardneg needs it. This release of {library} is newer or "
+        "older than those that st_hardneg was tested with: install another one, or a later st_hardneg."
     )
 
 
@@ -109,7 +109,7 @@ def in_memory_dataset(table: pa.Table, *, kind: type[Dataset] | None = None, **o
 
 
 def row_indices(dataset: Dataset) -> npt.NDArray[np.int64] | None:
-    """Return which row of its table each row of a dataset is, int64 of shape ``(len(dataset),)``; None if all, in order."""
+    """Return which row of its table each row of a dataset is, int64 of shape ``(len(dataset),)``; None: all in order."""
     indices = _private(dataset, "_indices", "datasets")
     return None if indices is None else indices.column(0).to_numpy().astype("int64", copy=False)
 

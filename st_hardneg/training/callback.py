@@ -355,7 +355,8 @@ def _check_numbers(mining_steps: Any, mining_strategy: Any, mining_warmup_steps:
     is_whole = math.isfinite(mining_steps) and (mining_steps < 1 or mining_steps == int(mining_steps))
     if not is_whole or mining_steps <= 0:
         raise ValueError(
-            f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got {mining_steps!r}."
+            f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got "
+            f"{mining_steps!r}."
         )
     if mining_strategy not in get_args(MiningStrategy):
         raise ValueError(

@@ -156,8 +156,8 @@ def checked_schedules(schedule: Any) -> CheckedSchedules | None:
         if name in _STRATEGIES:
             raise TypeError(
                 f"Expected the schedule of `{name}` to be a function from the training's progress, from 0 to 1, to a "
-                f"strategy, got {values!r}. Write `lambda progress: Softmax(1.0 - 0.5 * progress)`, for example; or set it "
-                f"in a stage: `[Stage('first', 2, {name}=...), …]`."
+                f"strategy, got {values!r}. Write `lambda progress: Softmax(1.0 - 0.5 * progress)`, for example; or set "
+                f"it in a stage: `[Stage('first', 2, {name}=...), …]`."
             )
         if isinstance(values, bool) or not isinstance(values, Real):
             raise TypeError(
@@ -173,8 +173,8 @@ def _check_names(values: Mapping[str, Any], names: Sequence[str]) -> None:
     for name in values:
         if name == "num_negatives":
             raise ValueError(
-                "`num_negatives` is how many negatives are mined, and stays the same throughout a training. How many of them "
-                f"are shown can change: `{NUM_SHOWN}`."
+                "`num_negatives` is how many negatives are mined, and stays the same throughout a training. How many of "
+                f"them are shown can change: `{NUM_SHOWN}`."
             )
         if name in known:
             continue

@@ -121,10 +121,10 @@ def _difference_of_prompts(
     wanted = {anchor: then[0], **dict.fromkeys([positive, *_negative_names(hard_negatives)], then[1])}
     prompts = _with_prompts(getattr(args, "prompts", None), dataset_name, wanted)
     return (
-        f"The first mining used the prompt {then[0]!r} for queries and {then[1]!r} for the corpus, and refreshes would use "
-        f"{now[0]!r} and {now[1]!r}, which the model is trained with, so that they would find other negatives for this alone. "
-        f"Train with the prompts of the first mining, `prompts={prompts}` in the training arguments, or mine with those of "
-        f"the training, `MiningConfig(query_prompt={now[0]!r}, corpus_prompt={now[1]!r})`."
+        f"The first mining used the prompt {then[0]!r} for queries and {then[1]!r} for the corpus. Refreshes would use "
+        f"{now[0]!r} and {now[1]!r}, as the training does, and find other negatives for this alone. Train with the "
+        f"prompts of the first mining, `prompts={prompts}` in the training arguments, or mine with those of the training, "
+        f"`MiningConfig(query_prompt={now[0]!r}, corpus_prompt={now[1]!r})`."
     )
 
 
@@ -133,7 +133,7 @@ def _difference_of_routes(mined: Encodings, refreshed: Encodings) -> str | None:
     if then == now:
         return None
     return (
-        f"The first mining encoded queries by the route {then[0]!r} and the corpus by {then[1]!r}, and refreshes would use "
+        f"The first mining encoded queries by the route {then[0]!r} and the corpus by {then[1]!r}. Refreshes would use "
         f"{now[0]!r} and {now[1]!r}, as `router_mapping` in the training arguments says. Mine with the same arguments, "
         "`hard_negatives.mine(model, args=args)`, or change `router_mapping`."
     )

@@ -1,4 +1,4 @@
-"""Which datasets a training refreshes: the live views that its dataloader reads, or an error that says why there is none."""
+"""Which datasets a training refreshes: the live views that its dataloader reads, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def find_targets(given: Given, dataset: Any) -> list[Target]:
                 f"were dropped).{_hint_of_fit(dataset)}"
             )
         dataset_name, several = trained[place][0], len(trained) > 1
-        # Two callbacks may have one dataset each: the name must not depend on what this one was given, if it can be helped.
+        # Two callbacks may have one dataset each, so where a name can be found it does not depend on what this one has.
         name = dataset_name or key or (f"dataset_{place}" if several else None)
         targets.append(Target(hard_negatives, dataset_name, name, several))
     return targets
@@ -146,9 +146,9 @@ def refuse_groups_by_label(args: Any, dataset: Any) -> None:
     for part in _parts(dataset):
         if any(True for _ in live_views(part)):
             raise ValueError(
-                "`batch_sampler=GROUP_BY_LABEL` makes batches of rows with equal labels, and a live view has no classes in its "
-                "label: with `as_dataset(with_ids=True)` it holds ids, which differ from row to row. Leave `batch_sampler` "
-                "out, or set `batch_sampler=st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
+                "`batch_sampler=GROUP_BY_LABEL` makes batches of rows with equal labels, and a live view has no classes "
+                "in its label: with `as_dataset(with_ids=True)` it holds ids, which differ from row to row. Leave "
+                "`batch_sampler` out, or set it to `st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
             )
 
 
