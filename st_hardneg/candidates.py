@@ -163,6 +163,7 @@ class Candidates:
             there is one, and else the similarity; -inf where missing.
         ranks: int64 of shape ``(q, k)``: the place at which the source returned each, from 0; -1 where it has none.
         positive_scores: float32 of shape ``(q,)``: the lowest score among each query's positives.
+        lowest_positive_similarities: float32 of shape ``(q,)``: the same by the model's similarity.
         sources: int8 of shape ``(q, k)``: where each comes from, as a place in the names of sources; -1 for none.
         source_scores: float32 of shape ``(q, k)``: the source's own score, BM25 for a lexical one; NaN where there is
             none.
@@ -179,6 +180,7 @@ class Candidates:
     scores: Tensor
     ranks: Tensor
     positive_scores: Tensor
+    lowest_positive_similarities: Tensor
     sources: Tensor
     source_scores: Tensor
     positive_similarity: Tensor | None = None

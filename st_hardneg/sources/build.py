@@ -28,8 +28,6 @@ from st_hardneg.sources.written import GivenSource, WrittenSource
 
 _MAX_SOURCES = 100
 _RESERVED = ("corpus", "positive", "anchor", "anchors")
-# Sources that need nothing but a quota.
-_PLAIN = ("dense", "lexical", "random", "given")
 
 
 @dataclass(frozen=True, eq=False)
