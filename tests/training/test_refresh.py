@@ -1,37 +1,29 @@
-"""Faults while a trainer runs: the error reaches the user, nothing is lost or left over, and resuming goes on as if."""
+"""Refreshes: what fails in one changes nothing, and what is found is what the model of the moment finds."""
 
 from __future__ import annotations
 
-import errno
-import gc
-import json
-import multiprocessing
+import logging
+import math
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
-import time
-import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_hardneg import MiningCallback, MiningError
+from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, MiningError
 from st_hardneg.live.table import NegativeTable
-from st_hardneg.losses import LossDiagnosticsCallback, SemiHardMultipleNegativesRankingLoss
 from st_hardneg.search import ExactSearcher
-from tests.test_resume import make_args, make_model, make_negatives, run
+from st_hardneg.strategies import Softmax
+from tests.conftest import WORDS, word_model
+from tests.training.runs import HOST_WARNINGS, ids_of, make_args, make_model, make_negatives, run, table_of, train
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.*:FutureWarning"),
-]
+pytestmark = [pytest.mark.training, *HOST_WARNINGS]
 STEPS, EVERY, FAULT = 9, 3, 6
 
 
@@ -39,7 +31,7 @@ STEPS, EVERY, FAULT = 9, 3, 6
 def uninterrupted(tmp_path_factory):
     """The batches and the negatives of a run to which nothing happens."""
     batches, hard_negatives, _ = run(tmp_path_factory.mktemp("whole"), max_steps=STEPS, save_strategy="no")
-    return batches, hard_negatives.negative_ids
+    return batches, ids_of(hard_negatives)
 
 
 class Watched(MiningCallback):
@@ -60,19 +52,18 @@ class Watched(MiningCallback):
 
 def snapshot(trainer, hard_negatives, callback) -> dict:
     """Return the state of the training and of the negatives, to be compared with ``==``."""
-    rows = np.arange(len(hard_negatives))
-    model = trainer.model
+    model, mining = trainer.model, hard_negatives.live.mining
     return {
         "step": trainer.state.global_step,
         "weights": [parameter.detach().tolist() for parameter in model.parameters()],
         "optimizer": repr(trainer.optimizer.state_dict()),
         "modes": [module.training for module in model.modules()],
         "random": (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()),  # noqa: NPY002
-        "negatives": (hard_negatives.negative_ids.tolist(), hard_negatives.negative_scores.tolist()),
+        "negatives": (mining.negatives.ids.tolist(), mining.negatives.similarities.tolist()),
         "report": id(hard_negatives.report),
-        "table": [hard_negatives._table.read(rows, previous=previous).tolist() for previous in (False, True)],
-        "generation": hard_negatives._table.generation,
-        "minings": hard_negatives._num_minings,
+        "table": [table_of(hard_negatives, previous=previous) for previous in (False, True)],
+        "generation": hard_negatives.live.view.table.generation,
+        "minings": hard_negatives.live.num_minings,
         "view": hard_negatives.as_dataset()[:],
         "reports": [report.step for report in callback.reports],
         "metrics": [entry["step"] for entry in trainer.state.log_history if "mining/refresh" in entry],
@@ -145,16 +136,16 @@ def test_a_refresh_that_fails_changes_nothing_and_the_run_can_be_resumed(tmp_pat
         assert {name for name in after if after[name] != callback.before[name]} == set()
     assert sorted(os.listdir(tmp_path)) == [f"checkpoint-{step}" for step in range(1, FAULT)]
     batches, resumed, _ = run(tmp_path, resume=True, max_steps=STEPS, save_strategy="no")
-    assert batches == uninterrupted[0][FAULT - 1 :] and (resumed.negative_ids == uninterrupted[1]).all()
+    assert batches == uninterrupted[0][FAULT - 1 :] and ids_of(resumed) == uninterrupted[1]
 
 
 def test_an_interrupt_while_the_table_is_written_leaves_old_or_new_but_no_mixture():
     """Ctrl-C may come between any two lines, and most likely when the long copy is over: all parts tell the same."""
     model, hard_negatives = make_model(), make_negatives(make_model())
     hard_negatives.as_dataset()
-    rows, outcomes, line = np.arange(len(hard_negatives)), [], 1
+    outcomes, line = [], 1
     while True:
-        before, minings = hard_negatives.negative_ids, hard_negatives._num_minings
+        before, minings = ids_of(hard_negatives), hard_negatives.live.num_minings
         mining = hard_negatives.compute_mining(model, show_progress_bar=False)
         seen = 0
 
@@ -170,201 +161,19 @@ def test_an_interrupt_while_the_table_is_written_leaves_old_or_new_but_no_mixtur
         tracing = sys.gettrace()
         try:
             sys.settrace(trace)
-            hard_negatives.apply_mining(mining)
+            hard_negatives.live.apply(mining)
         except KeyboardInterrupt:
             pass
         else:
             break
         finally:
             sys.settrace(tracing)
-        is_new = hard_negatives._num_minings > minings
+        is_new = hard_negatives.live.num_minings > minings
         outcomes.append(is_new)
-        assert (hard_negatives.negative_ids == (mining.negative_ids if is_new else before)).all(), line
-        assert (hard_negatives._table.read(rows) == hard_negatives.negative_ids).all(), line
+        assert ids_of(hard_negatives) == (mining.negatives.ids.tolist() if is_new else before), line
+        assert table_of(hard_negatives) == ids_of(hard_negatives), line
         line += 1
     assert set(outcomes) == {False, True}
-
-
-# --- a killed worker ----------------------------------------------------------------------------------------------
-
-
-def leftovers() -> dict[str, object]:
-    """Return what this process holds of processes, open files and shared memory."""
-    gc.collect()
-    maps = Path("/proc/self/maps")
-    return {
-        "processes": [child.pid for child in multiprocessing.active_children()],
-        "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
-        "mapped": maps.read_text(encoding="utf-8").count("/dev/shm") if maps.exists() else 0,
-        "named": [name for name in os.listdir("/dev/shm") if name.startswith("torch_")]
-        if os.path.isdir("/dev/shm")
-        else [],
-    }
-
-
-def test_a_trainer_is_gone_once_it_is_dropped_and_its_workers_with_it(tmp_path):
-    """No circle through a callback keeps it, nor persistent workers, until the garbage is collected."""
-    model = make_model()
-    hard_negatives = make_negatives(model)
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=make_args(
-            tmp_path, save_strategy="no", max_steps=4, dataloader_num_workers=1, dataloader_persistent_workers=True
-        ),
-        train_dataset=hard_negatives.as_dataset(),
-        loss=SemiHardMultipleNegativesRankingLoss(model),
-        callbacks=[MiningCallback(hard_negatives, mining_steps=2)],
-    )
-    trainer.add_callback(LossDiagnosticsCallback(trainer))
-    trainer.train()
-    assert multiprocessing.active_children()
-    gone = weakref.ref(trainer)
-    gc.disable()
-    try:
-        del trainer
-        assert gone() is None and not multiprocessing.active_children()
-    finally:
-        gc.enable()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="the DataLoader learns of it by a signal")
-@pytest.mark.parametrize("where", ["between steps", "in a refresh"])
-def test_a_killed_worker_ends_the_run_and_leaves_nothing_behind(tmp_path, monkeypatch, where):
-    """The DataLoader's own error, soon; negatives intact; no process, file or shared memory left; resumed as if."""
-    options = {"dataloader_num_workers": 2, "max_steps": 24, "save_steps": 15}
-    whole, expected, _ = run(tmp_path / "whole", callback=MiningCallback(mining_steps=8), **options)
-
-    def kill(*_):
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        time.sleep(30)  # the DataLoader's handler of the signal interrupts it
-
-    class Killer(MiningCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 15:
-                self.running = self.trainer
-                self.before = snapshot(self.running, self.hard_negatives, self)
-                if where == "between steps":
-                    kill()
-                else:
-                    monkeypatch.setattr(ExactSearcher, "search", kill)
-
-    killer = Killer(mining_steps=8)
-    before, started = leftovers(), time.perf_counter()
-    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.*killed by signal"):
-        run(tmp_path / "killed", callback=killer, **options)
-    assert time.perf_counter() - started < 20
-    monkeypatch.undo()
-    after = snapshot(killer.running, killer.hard_negatives, killer)
-    intact = {"negatives", "report", "table", "generation", "minings", "reports", "metrics"}
-    assert {name for name in intact if after[name] != killer.before[name]} == set()
-    assert after["negatives"][0] == after["table"][0] and after["reports"] == [8]
-    assert after["step"] == (15 if where == "between steps" else 16)
-    del killer, after
-    assert leftovers() == before
-
-    options |= {"callback": MiningCallback(mining_steps=8), "save_strategy": "no"}
-    batches, resumed, _ = run(tmp_path / "killed", resume=True, **options)
-    assert [batch[:2] for batch in batches] == [batch[:2] for batch in whole[15:]]
-    ahead = range(16 + 1, 16 + 1 + 2 * 2 + 1)
-    for number, (one, other) in enumerate(zip(batches, whole[15:], strict=True), start=16):
-        assert one == other or number in ahead, number
-    assert (resumed.negative_ids == expected.negative_ids).all()
-
-
-# --- a full disk --------------------------------------------------------------------------------------------------
-
-
-def full_disk(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def full_after_a_part(self, path, **_):
-    """As ``Dataset.save_to_disk`` on a disk that is full after a part of the file."""
-    os.makedirs(path)
-    Path(path, "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
-    full_disk()
-
-
-def full_after_half(content, file, **_):
-    """As ``json.dump`` on a disk that is full after half of the file."""
-    text = json.dumps(content)
-    file.write(text[: len(text) // 2])
-    file.flush()
-    full_disk()
-
-
-WRITE_POINTS = {
-    "the folder": ("st_hardneg.training.checkpoint.os.makedirs", full_disk),
-    "the partial folder": ("st_hardneg.files.save.tempfile.mkdtemp", full_disk),
-    "the arrow files": ("datasets.Dataset.save_to_disk", full_after_a_part),
-    "state.json": ("st_hardneg.training.checkpoint.json.dump", full_after_half),
-    "the new name": ("st_hardneg.files.save.os.replace", full_disk),
-}
-
-
-class FullDisk(MiningCallback):
-    """Fills the disk when the trainer has written its part of a checkpoint, and the negatives come next."""
-
-    def __init__(self, fill, mining_steps=EVERY):
-        super().__init__(mining_steps=mining_steps)
-        self.fill = fill
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.global_step == FAULT:
-            self.fill()
-        super().on_save(args, state, control, **kwargs)
-
-
-@pytest.mark.parametrize("point", WRITE_POINTS)
-def test_a_full_disk_while_a_checkpoint_is_written(tmp_path, monkeypatch, uninterrupted, point):
-    """The error reaches the user, nothing half-written is left, and the checkpoint before is the one to resume from."""
-    with monkeypatch.context() as patch:
-        with pytest.raises(OSError, match="No space left on device"):
-            run(tmp_path, callback=FullDisk(lambda: patch.setattr(*WRITE_POINTS[point])), max_steps=STEPS)
-    check_after_a_full_disk(tmp_path, uninterrupted)
-
-
-def check_after_a_full_disk(folder, uninterrupted):
-    steps = {f"checkpoint-{step}" for step in range(1, FAULT + 1)}
-    assert set(os.listdir(folder)) == steps
-    written = folder / f"checkpoint-{FAULT}" / "hard_negatives"
-    assert not [path for path in written.rglob("*") if path.is_file() or path.name.count("partial")]
-    # Not silently with other negatives: the trainer's last checkpoint is refused, and says what to do.
-    with pytest.raises(ValueError, match="Resume from an earlier checkpoint"):
-        run(folder, resume=True, max_steps=STEPS, save_strategy="no")
-    before = str(folder / f"checkpoint-{FAULT - 1}")
-    batches, resumed, _ = run(folder, resume=before, max_steps=STEPS, save_strategy="no")
-    assert batches == uninterrupted[0][FAULT - 1 :] and (resumed.negative_ids == uninterrupted[1]).all()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 4 MB, where one can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here (it takes root)")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.parametrize("free", [0, 1, 3])
-def test_a_disk_that_is_full_for_real(small_disk, uninterrupted, free):
-    """The same with a disk on which so many pages are left when the negatives are to be written."""
-    output = small_disk / "output"
-
-    def fill():
-        with open(small_disk / "filler", "wb", buffering=0) as file:
-            with pytest.raises(OSError, match="No space left on device"):
-                while True:
-                    file.write(bytes(4096))
-            file.truncate(file.tell() - free * 4096)
-
-    with pytest.raises(OSError, match=r"No space left on device|Errno 28"):
-        run(output, callback=FullDisk(fill), max_steps=STEPS)
-    (small_disk / "filler").unlink()
-    check_after_a_full_disk(output, uninterrupted)
 
 
 # --- compiled models ----------------------------------------------------------------------------------------------
@@ -383,8 +192,8 @@ class Independent(MiningCallback):
             alone, trained = make_model(), getattr(kwargs["model"], "_orig_mod", kwargs["model"])
             with torch.no_grad():
                 alone[0].embedding.weight.copy_(trained[0].embedding.weight)
-            self.found.append(self.hard_negatives.negative_ids)
-            self.expected.append(make_negatives(alone, sampling_strategy="top").negative_ids)
+            self.found.append(ids_of(self.hard_negatives))
+            self.expected.append(ids_of(make_negatives(alone, sampling_strategy="top")))
 
 
 @pytest.mark.parametrize("how", ["arguments", "arguments, aot_eager", "in place", "wrapped"])
@@ -402,10 +211,10 @@ def test_a_compiled_model_is_mined_with_as_it_is_at_the_moment(tmp_path, how):
         model.compile(backend="eager")
     else:
         trained = torch.compile(model, backend="eager")
-    initial = hard_negatives.negative_ids
+    initial = ids_of(hard_negatives)
     # Mining by hand takes the wrapper, too.
     hard_negatives.mine(trained, show_progress_bar=False)
-    assert (hard_negatives.negative_ids == initial).all()
+    assert ids_of(hard_negatives) == initial
     callback = Independent(hard_negatives)
     trainer = SentenceTransformerTrainer(
         model=trained,
@@ -419,5 +228,156 @@ def test_a_compiled_model_is_mined_with_as_it_is_at_the_moment(tmp_path, how):
     torch._dynamo.reset()
     assert len(callback.found) == 2
     for found, expected in zip(callback.found, callback.expected, strict=True):
-        assert (found == expected).all() and (found != initial).any()
-    assert (callback.found[0] != callback.found[1]).any()
+        assert found == expected != initial
+    assert callback.found[0] != callback.found[1]
+
+# --- memory, weights, adapters ----------------------------------------------------------------------------------------
+
+
+def fail_above(model, batch_size: int) -> list[int]:
+    """Let the model run out of memory with more texts at once than this; return the sizes that were tried."""
+    tried: list[int] = []
+    infer = model._inference
+
+    def limited(inputs, **options):
+        tried.append(options["batch_size"])
+        if options["batch_size"] > batch_size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return infer(inputs, **options)
+
+    model._inference = limited
+    return tried
+
+
+def test_out_of_memory_to_the_last_is_an_error_that_does_not_restart_training(tmp_path):
+    """Under `auto_find_batch_size` the error reaches the user, and training does not begin anew."""
+    model = make_model()
+    hard_negatives = make_negatives(model)
+    before = ids_of(hard_negatives)
+    begun = []
+
+    class Counter(MiningCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            begun.append(state.global_step)
+            super().on_train_begin(args, state, control, **kwargs)
+
+    fail_above(model, 0)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path, auto_find_batch_size=True, save_strategy="no"),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=[Counter(hard_negatives, mining_steps=3)],
+    )
+    with pytest.raises(MiningError, match="Expected enough memory to encode one text at a time"):
+        trainer.train()
+    assert begun == [0] and trainer.state.global_step == 3
+    assert ids_of(hard_negatives) == before
+
+
+def test_weights_that_diverged_end_the_training_with_the_texts_named(tmp_path):
+    """NaN weights are found at the next refresh; the negatives of before are intact."""
+    model = make_model()
+    hard_negatives = make_negatives(model)
+    before = ids_of(hard_negatives)
+
+    class Diverge(MultipleNegativesRankingLoss):
+        def forward(self, sentence_features, labels):
+            with torch.no_grad():
+                model[0].embedding.weight[:] = math.nan
+            return super().forward(sentence_features, labels)
+
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path, save_strategy="no"),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=Diverge(model),
+        callbacks=[MiningCallback(hard_negatives, mining_steps=3)],
+    )
+    with pytest.raises(MiningError, match="The weights may have diverged"):
+        trainer.train()
+    assert ids_of(hard_negatives) == before
+
+
+def test_a_model_wrapped_by_peft_is_mined_with(tmp_path):
+    """Adapters count: mining sees the weights that training changes."""
+    pytest.importorskip("peft")
+    try:  # the host's own check, which is stricter than what peft's versions promise
+        from transformers.utils.peft_utils import check_peft_version
+
+        check_peft_version(min_version="0.22.0")
+    except (ImportError, ValueError) as error:
+        pytest.skip(f"transformers does not take this peft ({error})")
+    from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = [f"w{number}" for number in range(60)]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = BertConfig(vocab_size=62, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    transformer = Transformer(str(tmp_path / "bert"))
+    model = SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu")
+    model.add_adapter(LoraConfig(r=4, target_modules=["query", "value"]))
+    pairs = Dataset.from_dict({"anchor": words[:20], "positive": words[20:40]})
+    hard_negatives = HardNegativeDataset(pairs, words[40:], MiningConfig(num_negatives=2))
+    untrained = hard_negatives.mine(model, show_progress_bar=False)
+    callback = MiningCallback(hard_negatives, mining_steps=4)
+    SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path / "out", max_steps=6, learning_rate=0.5, save_strategy="no"),
+        train_dataset=hard_negatives.as_dataset(),
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=[callback],
+    ).train()
+    (report,) = callback.reports
+    assert report.scores["positive"]["mean"] != pytest.approx(untrained.scores["positive"]["mean"], abs=1e-4)
+    alone = HardNegativeDataset(pairs, words[40:], MiningConfig(num_negatives=2))
+    # The last refresh was at step 4; two steps later the adapters score otherwise.
+    later = alone.mine(model, show_progress_bar=False)
+    assert later.scores["positive"]["mean"] != pytest.approx(report.scores["positive"]["mean"], abs=1e-6)
+
+# --- another model in place of the one in training --------------------------------------------------------------------
+
+
+def test_a_teacher_mines_in_place_of_the_model(tmp_path):
+    """With `retriever=`, negatives come from the teacher, however the student changes."""
+    model = make_model()
+    teacher = word_model(WORDS, torch.randn(len(WORDS), 8, generator=torch.Generator().manual_seed(9)))
+    pairs = Dataset.from_dict({"anchor": WORDS[:50], "positive": WORDS[50:100]})
+    hard_negatives = HardNegativeDataset(pairs, WORDS[100:], MiningConfig(num_negatives=2))
+    hard_negatives.mine(model, show_progress_bar=False)
+    callback = MiningCallback(hard_negatives, mining_steps=3, retriever=teacher)
+    train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=5)
+    alone = HardNegativeDataset(pairs, WORDS[100:], MiningConfig(num_negatives=2))
+    alone.mine(teacher, show_progress_bar=False)
+    assert ids_of(hard_negatives) == ids_of(alone)
+
+
+@pytest.mark.parametrize(
+    ("config", "schedule", "is_idle"),
+    [
+        ({"sampling_strategy": "top"}, None, True),
+        ({"sampling_strategy": "random"}, None, False),
+        ({"sampling_strategy": Softmax(0.1)}, None, False),
+        ({"sampling_strategy": "top", "random_rate": 0.1}, None, False),
+        ({"sampling_strategy": "top", "sources": {"dense": 1, "random": 1}}, None, False),
+        ({"sampling_strategy": "top"}, {"range_min": 1}, False),
+    ],
+)
+def test_a_frozen_model_that_finds_the_same_again_is_said(tmp_path, caplog, config, schedule, is_idle):
+    """With nothing drawn and nothing scheduled, no refresh after the first changes anything."""
+    model = make_model()
+    hard_negatives = make_negatives(model, **config)
+    callback = MiningCallback(hard_negatives, mining_steps=1, retriever=make_model(3), schedule=schedule)
+    with caplog.at_level(logging.WARNING, "st_hardneg"):
+        train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=4)
+    assert caplog.text.count("finds the same negatives again") == int(is_idle)
+    changes = [report.churn for report in callback.reports if report.step > 1]
+    assert (max(changes) == 0.0) == (is_idle or schedule is not None)
