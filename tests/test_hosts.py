@@ -123,7 +123,12 @@ def test_transformers(tmp_path):
     trainer.is_deepspeed_enabled = True
     assert hosts.is_sharded(trainer)
     made = inspect.getsource(Trainer)
-    for name in ("self._trial = ", "self.is_fsdp_enabled = ", "self.is_deepspeed_enabled = ", "self.hp_search_backend = "):
+    for name in (
+        "self._trial = ",
+        "self.is_fsdp_enabled = ",
+        "self.is_deepspeed_enabled = ",
+        "self.hp_search_backend = ",
+    ):
         assert name in made, hosts.moved(f"Trainer.{name[5:-3]}", "transformers")
 
 

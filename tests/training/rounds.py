@@ -62,14 +62,16 @@ def make_model():
     return word_model(words, torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)))
 
 
-def make_negatives(num_rows: int = NUM_ROWS, **config) -> HardNegativeDataset:
+def make_negatives(num_rows: int = NUM_ROWS, *, searcher=None, **config) -> HardNegativeDataset:
     pairs = Dataset.from_dict(
         {
             "anchor": [f"{WORDS[i % 100]} {WORDS[i // 100]}" for i in range(num_rows)],
             "positive": [f"{WORDS[100 + i % 100]} {WORDS[i // 100]}" for i in range(num_rows)],
         }
     )
-    return HardNegativeDataset(pairs, NEGATIVES, MiningConfig(num_negatives=2, **config), searcher=Rounds(0))
+    return HardNegativeDataset(
+        pairs, NEGATIVES, MiningConfig(num_negatives=2, **config), searcher=searcher or Rounds(0)
+    )
 
 
 def make_args(tmp_path, **options) -> SentenceTransformerTrainingArguments:

@@ -1,4 +1,4 @@
-"""Refreshes under the real trainer, judged by the negatives that reach the loss."""
+"""MiningCallback under the real trainer: when a refresh comes, and at which step its negatives reach the loss."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ import multiprocessing
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg import MiningCallback
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
-from st_hardneg.training.callback import training_encodings
-from tests.conftest import WORDS, word_model
+from tests.conftest import WORDS
+from tests.training import runs
+from tests.training.rounds import Recorder, Rounds, first_new, make_args, make_model, make_negatives, run
+from tests.training.runs import HOST_WARNINGS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+pytestmark = [pytest.mark.training, *HOST_WARNINGS]
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
 
 def test_without_workers_a_refresh_is_seen_exactly_at_the_stated_step(model, tmp_path):
     """A refresh at step 5 fills whole batches from step 7 on: accelerate has fetched one batch ahead."""
@@ -159,11 +167,9 @@ def test_training_itself_is_not_disturbed_by_mining(tmp_path):
     """With the same negatives mined again and again, the weights end as they do without a callback."""
     ends = []
     for mining_steps in (2, 100):
-        words = [*WORDS, *NEGATIVES]
-        model = word_model(words, torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)))
-        hard_negatives = make_negatives()
-        hard_negatives._searcher.round = -1
-        hard_negatives._searcher.index = lambda *_, rounds=hard_negatives._searcher: setattr(rounds, "round", 0)
+        model, searcher = make_model(), Rounds(0)
+        searcher.index = lambda *_, rounds=searcher: setattr(rounds, "round", 0)
+        hard_negatives = make_negatives(searcher=searcher)
         run(model, hard_negatives, make_args(tmp_path), mining_steps=mining_steps)
         ends.append(model[0].embedding.weight.detach().clone())
     assert torch.equal(*ends)
@@ -212,3 +218,27 @@ def test_bad_arguments(arguments, error, message):
         MiningCallback(**arguments)
 
 
+def test_equal_trials_on_one_dataset_are_equal(tmp_path):
+    """A training that starts at step 0 begins with what `mine()` left, counters included."""
+    found = runs.make_negatives(runs.make_model())
+    before, losses = runs.ids_of(found), []
+    for _ in range(2):
+        model = runs.make_model()
+        log = runs.train(tmp_path, [MiningCallback(found, 4)], found.as_dataset(), model)
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+    assert runs.ids_of(found) != before
+    found.reset()
+    assert runs.ids_of(found) == before
+
+
+def test_a_mining_that_was_put_in_force_by_hand_is_what_a_training_begins_with(tmp_path):
+    """`reset` goes back to it, and not to the mining before."""
+    model = runs.make_model()
+    found = runs.make_negatives(model)
+    other = found.compute_mining(model, show_progress_bar=False)
+    found.live.apply(other)
+    runs.train(tmp_path, [MiningCallback(found, 4)], found.as_dataset(), model)
+    assert runs.ids_of(found) != other.negatives.ids.tolist()
+    found.reset()
+    assert runs.ids_of(found) == other.negatives.ids.tolist()

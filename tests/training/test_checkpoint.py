@@ -282,6 +282,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     with pytest.raises(ValueError, match="got a damaged one"):
         run(tmp_path, resume=True)
 
+
 # --- under a schedule -------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +377,7 @@ def test_what_does_not_fit_a_checkpoint_is_refused(tmp_path):
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(ValueError, match="got a damaged one"):
         checkpoint._epoch_topics(str(folder), 80)
+
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
 

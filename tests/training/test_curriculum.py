@@ -52,7 +52,9 @@ def test_there_are_many_numeric_fields():
 @pytest.mark.parametrize("name", NUMERIC)
 def test_every_numeric_field_can_be_scheduled(name):
     """Each of them takes the schedule's value, in a config of the dataset that says something else or nothing."""
-    start, end = {"num_shown": (1, 2), "range_max": (20, 40)}.get(name, (0.25, 0.75) if NUMERIC[name] is float else (1, 5))
+    start, end = {"num_shown": (1, 2), "range_max": (20, 40)}.get(
+        name, (0.25, 0.75) if NUMERIC[name] is float else (1, 5)
+    )
     schedule = checked_schedules({name: Linear(start, end)})
     for t in (0.0, 0.5, 1.0):
         found = in_force(schedule, MiningConfig(num_negatives=2), Progress(t))
@@ -159,7 +161,11 @@ def test_what_a_checkpoint_keeps_of_a_schedule():
         ({"random_rat": 0.1}, ValueError, r"got 'random_rat'.*Did you mean 'random_rate'\?"),
         ({3: 0.1}, ValueError, "Expected fields of MiningConfig in a schedule, got 3"),
         ({"shortfall": "drop"}, ValueError, r"Expected fields of numbers in a schedule.*Only a stage can"),
-        ({"sampling_strategy": "top"}, TypeError, "to be a function from the training's progress, from 0 to 1, to a strategy"),
+        (
+            {"sampling_strategy": "top"},
+            TypeError,
+            "to be a function from the training's progress, from 0 to 1, to a strategy",
+        ),
         ({"use_faiss": 1}, ValueError, "Expected fields of MiningConfig in a schedule, got 'use_faiss'"),
         ({"random_rate": "0.5"}, TypeError, "schedule of `random_rate` to be a number or a function"),
         ({"random_rate": True}, TypeError, "schedule of `random_rate` to be a number or a function"),

@@ -224,7 +224,9 @@ def test_what_cannot_come_about_is_said(tmp_path, caplog):
     stages = [Stage("easy", 1), Stage("hard", 2, relative_margin=0.0), Stage("never", 1)]
     callback = MiningCallback(hard_negatives, schedule=stages, mining_warmup_steps=3)
     with caplog.at_level(logging.WARNING, "st_hardneg"):
-        runs.train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=20, per_device_train_batch_size=8)
+        runs.train(
+            tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=20, per_device_train_batch_size=8
+        )
     assert "before the stages ['hard', 'never'] of the curriculum begin" not in caplog.text
     assert "The training ends after epoch 2, before the stages ['never'] of the curriculum begin" in caplog.text
     assert "The stage that begins at step 0 is not mined for, as `mining_warmup_steps=3`" in caplog.text

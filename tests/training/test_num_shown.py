@@ -24,7 +24,17 @@ from st_hardneg.samplers import TopicAwareBatchSampler
 from st_hardneg.training.curriculum import Stage
 from st_hardneg.training.schedules import Linear, PerEpoch, Step
 from tests.conftest import WORDS
-from tests.training.ranked import NEGATIVES, PER_EPOCH, Batch, logged, make_args, make_model, make_negatives, noted, train
+from tests.training.ranked import (
+    NEGATIVES,
+    PER_EPOCH,
+    Batch,
+    logged,
+    make_args,
+    make_model,
+    make_negatives,
+    noted,
+    train,
+)
 from tests.training.runs import HOST_WARNINGS
 
 pytestmark = [pytest.mark.training, *HOST_WARNINGS]

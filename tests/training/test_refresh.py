@@ -231,6 +231,7 @@ def test_a_compiled_model_is_mined_with_as_it_is_at_the_moment(tmp_path, how):
         assert found == expected != initial
     assert callback.found[0] != callback.found[1]
 
+
 # --- memory, weights, adapters ----------------------------------------------------------------------------------------
 
 
@@ -342,6 +343,7 @@ def test_a_model_wrapped_by_peft_is_mined_with(tmp_path):
     # The last refresh was at step 4; two steps later the adapters score otherwise.
     later = alone.mine(model, show_progress_bar=False)
     assert later.scores["positive"]["mean"] != pytest.approx(report.scores["positive"]["mean"], abs=1e-6)
+
 
 # --- another model in place of the one in training --------------------------------------------------------------------
 
