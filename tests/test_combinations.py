@@ -17,7 +17,7 @@ from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.candidates import Negatives, find_in_row, is_repeated
 from st_hardneg.training.schedules import Linear, Stage, describe
 from tests.conftest import WORDS, random_texts, word_model
-from tests.test_resume import make_args, make_model, make_negatives
+from tests.training.runs import make_args, make_model, make_negatives
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, MiningError
 from st_hardneg.search import ExactSearcher
-from tests.test_resume import make_args, make_model, make_negatives
+from tests.training.runs import make_args, make_model, make_negatives
 
 
 def fail_above(model, batch_size: int) -> list[int]:

@@ -164,7 +164,7 @@ def test_what_a_checkpoint_keeps_of_a_schedule():
         (
             {"sampling_strategy": "top"},
             TypeError,
-            "to be a function from the training's progress, from 0 to 1, to a strategy",
+            "function from the training's progress, from 0 to 1, to a strategy",
         ),
         ({"use_faiss": 1}, ValueError, "Expected fields of MiningConfig in a schedule, got 'use_faiss'"),
         ({"random_rate": "0.5"}, TypeError, "schedule of `random_rate` to be a number or a function"),

@@ -193,7 +193,7 @@ def test_other_routes_than_those_of_the_first_mining_are_refused(tmp_path):
     hard_negatives = make_negatives(model)
     routes = {"anchor": "document", "positive": "document"}
     with pytest.raises(
-        ValueError, match="encoded queries by the route 'query' and the corpus by 'document'. Refreshes"
+        ValueError, match=r"encoded queries by the route 'query' and the corpus by 'document'. Refreshes"
     ):
         train(tmp_path, [MiningCallback(hard_negatives, 2)], hard_negatives.as_dataset(), model, router_mapping=routes)
     hard_negatives.mine(model, args=make_args(tmp_path, router_mapping=routes), show_progress_bar=False)

@@ -122,7 +122,7 @@ def test_groups_by_label_are_refused_when_the_trainer_is_made(tmp_path, sampler,
     """The trainer would fail before the training begins, over lists that cannot be hashed."""
     model = runs.make_model()
     view = runs.make_negatives(model).as_dataset(with_ids=with_ids)
-    with pytest.raises(ValueError, match="has no classes in its label.*NoDuplicatePairsBatchSampler"):
+    with pytest.raises(ValueError, match=r"has no classes in its label.*NoDuplicatePairsBatchSampler"):
         SentenceTransformerTrainer(
             model=model,
             args=runs.make_args(tmp_path, batch_sampler=sampler),
@@ -136,7 +136,7 @@ def test_what_fit_copies_is_explained(model):
     """`model.fit` reads all rows into columns of its own names before it trains."""
     frozen = Dataset.from_dict({"sentence_0": ["a"], "sentence_1": ["b"]})
     for given in (None, make_negatives()):
-        with pytest.raises(ValueError, match="a refresh would change nothing.*`model.fit` copies all rows"):
+        with pytest.raises(ValueError, match=r"a refresh would change nothing.*`model.fit` copies all rows"):
             find_targets(given, ConcatDataset([frozen]))
     with pytest.raises(ValueError, match="a refresh would change nothing") as error:
         find_targets(None, Dataset.from_dict({"anchor": ["a"]}))
