@@ -129,6 +129,14 @@ class Negatives:
         values["origins"] = torch.where(self.is_present, origin, EMPTY).to(torch.int8)
         return Negatives(**values)
 
+    def stamped(self, step: int) -> Negatives:
+        """Note step and similarity of the negatives that are new; those from before keep theirs."""
+        is_new = self.is_present & self.first_similarities.isneginf()
+        values = {name: getattr(self, name) for name in COLUMNS}
+        values["steps"] = torch.where(is_new, step, self.steps)
+        values["first_similarities"] = torch.where(is_new, self.similarities, self.first_similarities)
+        return Negatives(**values)
+
     def filled_with(self, others: Negatives) -> Negatives:
         """Put ``others``, of shape ``(q, m)``, into the empty slots, in order, keeping what is there.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from st_hardneg.corpus.texts import same_text_key
+from st_hardneg.corpus.identity import same_text_key
 from st_hardneg.hosts import DefaultBatchSampler
 from st_hardneg.live.view import live_views
 

@@ -134,7 +134,13 @@ def embed(
         beside = torch.cat([beside, queries.to(beside.device)])
     beside = beside.to(searched.device)
     return Vectors(
-        queries, searched, beside, torch.from_numpy(corpus_row), encoder.pairwise, encoder.similarity, encoder.score_function
+        queries,
+        searched,
+        beside,
+        torch.from_numpy(corpus_row),
+        encoder.pairwise,
+        encoder.similarity,
+        encoder.score_function,
     )
 
 

@@ -181,4 +181,3 @@ class Scoring:
             similarity = self.vectors.similarity_among_texts(ids[first[has] + i], found.corpus_ids[has])
             nearest[has] = torch.maximum(nearest[has], similarity)
         return nearest
-

@@ -108,11 +108,15 @@ def _quota_and_value(name: Any, value: Any) -> tuple[int | None, Any]:
     elif isinstance(value, (Where, Texts, Written)):
         quota = value.num_negatives
     elif isinstance(value, Integral) and not isinstance(value, bool):
-        value, quota = None, int(value)
+        value, quota = None, value
     if quota is not None and (isinstance(quota, bool) or not isinstance(quota, Integral) or quota < 0):
         raise ValueError(f"Expected the quota of the source {name!r} to be a number from 0 up, got {quota!r}.")
-    if value is None:
-        return quota, None
+    if value is not None or quota is None:
+        _check_value(name, value)
+    return None if quota is None else int(quota), value
+
+
+def _check_value(name: str, value: Any) -> None:
     if isinstance(value, type):
         raise TypeError(f"Expected an object as the source {name!r}, got the class {value.__name__}. Make one of it.")
     if not isinstance(value, (Where, Texts, Written, Source)):
@@ -129,7 +133,6 @@ def _quota_and_value(name: Any, value: Any) -> tuple[int | None, Any]:
             "Expected a function from positives to texts for each in `Written`, got "
             f"{value.writer!r}. Pass a maker of `st_hardneg.sources.synthetic`, for example `KeywordEdits()`."
         )
-    return quota, value
 
 
 def _with_quotas(config: MiningConfig, given: Mapping[str, int | None], is_number_open: bool) -> MiningConfig:

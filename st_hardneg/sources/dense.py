@@ -54,9 +54,7 @@ class DenseSource:
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return the nearest texts of each query, down to the plan's depth."""
-        found = [
-            space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids))) for space in self.spaces
-        ]
+        found = [space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids))) for space in self.spaces]
         if len(found) == 1:
             corpus_ids, similarities = found[0]
             sources = torch.full(corpus_ids.shape, self.spaces[0].source, dtype=torch.int8)
