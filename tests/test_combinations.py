@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, load_from_disk
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.candidates import Negatives, find_in_row, is_repeated
-from st_hardneg.training.schedules import Linear, Stage, describe
 from tests.conftest import WORDS, random_texts, word_model
 from tests.training.runs import make_args, make_model, make_negatives
 

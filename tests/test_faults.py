@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 
 import pytest
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig, MiningError
+from st_hardneg import HardNegativeDataset
 from st_hardneg.search import ExactSearcher
-from tests.training.runs import make_args, make_model, make_negatives
+from tests.training.runs import make_model, make_negatives
 
 
 def fail_above(model, batch_size: int) -> list[int]:

@@ -19,8 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 from st_hardneg.search import FaissSearcher
-from st_hardneg.training.callback import check_trained_as_mined
-from tests.conftest import WORDS, random_texts, word_model
+from tests.conftest import random_texts
 
 INVISIBLE = ["\u200b", "\u00ad", "\ufeff", "\u200e", "\u2060", "\ufe0f"]
 

@@ -218,8 +218,13 @@ def in_force(schedule: CheckedSchedules | None, config: MiningConfig, progress: 
     shown = {name: plain[name] for name in values}
     if num_shown is not None:
         shown[NUM_SHOWN] = num_shown
-    name = None if stage is None else stage.name
-    return InForce(changed, shown, config.num_negatives if num_shown is None else num_shown, name, number)
+    return InForce(
+        changed,
+        shown,
+        config.num_negatives if num_shown is None else num_shown,
+        stage=None if stage is None else stage.name,
+        stage_number=number,
+    )
 
 
 def _checked_num_shown(number: Any, config: MiningConfig) -> int | None:

@@ -176,11 +176,11 @@ def _negative_names(hard_negatives: HardNegativeDataset) -> list[str]:
 def _with_prompts(prompts: Any, dataset_name: str | None, wanted: Mapping[str, str]) -> dict[str, Any]:
     """Return the trainer's setting with these prompts by column; what it holds for other columns and datasets stays."""
     setting: Mapping[str, Any] = prompts if isinstance(prompts, Mapping) else {}
-    is_by_dataset = dataset_name is not None and (dataset_name in setting or not setting)
-    own = setting.get(dataset_name) if is_by_dataset else setting
+    group = dataset_name if dataset_name is not None and (dataset_name in setting or not setting) else None
+    own = setting if group is None else setting.get(group)
     changed = {name: prompt for name, prompt in own.items() if name not in wanted} if isinstance(own, Mapping) else {}
     changed |= {name: prompt for name, prompt in wanted.items() if prompt}
-    return {**setting, dataset_name: changed} if is_by_dataset else changed  # type: ignore[dict-item]
+    return changed if group is None else {**setting, group: changed}
 
 
 def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:

@@ -41,11 +41,11 @@ def make_model(seed: int = 0):
     return model
 
 
-def make_negatives(model, *, num_topics=None, **config) -> HardNegativeDataset:
+def make_negatives(model, *, num_topics=None, batch_size=32, **config) -> HardNegativeDataset:
     """Return 80 rows, mined by a draw from the 12 nearest of 240 texts unless the config says otherwise."""
     pairs = Dataset.from_dict({"anchor": TEXTS[:80], "positive": TEXTS[80:160]})
     recipe = MiningConfig(**{"num_negatives": 2, "sampling_strategy": "random", "range_max": 12, **config})
-    hard_negatives = HardNegativeDataset(pairs, TEXTS[160:], recipe, num_topics=num_topics)
+    hard_negatives = HardNegativeDataset(pairs, TEXTS[160:], recipe, num_topics=num_topics, batch_size=batch_size)
     hard_negatives.mine(model, show_progress_bar=False)
     return hard_negatives
 
@@ -67,14 +67,14 @@ def make_args(folder, **options) -> SentenceTransformerTrainingArguments:
     return SentenceTransformerTrainingArguments(output_dir=str(folder), **{**defaults, **options})
 
 
-def run(folder, resume=None, *, callback=None, config=None, num_topics=None, **options):
+def run(folder, resume=None, *, callback=None, config=None, num_topics=None, batch_size=32, **options):
     """Train from the start, or from a checkpoint, with everything made anew as a restarted script does.
 
     Returns:
         What reached the loss, the dataset, and the callback.
     """
     model = make_model()
-    hard_negatives = make_negatives(model, num_topics=num_topics, **(config or {}))
+    hard_negatives = make_negatives(model, num_topics=num_topics, batch_size=batch_size, **(config or {}))
     loss = Recorder(model)
     strategy = options.pop("mining_strategy", "steps")
     callback = callback or MiningCallback(hard_negatives, mining_steps=3, mining_strategy=strategy)

@@ -11,6 +11,8 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState
 
 from st_hardneg import MiningCallback
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
@@ -216,6 +218,24 @@ def test_bad_arguments(arguments, error, message):
     """Arguments out of range are refused when the callback is made."""
     with pytest.raises(error, match=message):
         MiningCallback(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder"])
+def test_models_that_cannot_search_are_refused_at_the_start(kind, tmp_path):
+    """As a retriever when the callback is made, and as the model in training before the first step."""
+    model = type(kind, (), {})()
+    with pytest.raises(ValueError, match=f"A {kind} cannot search"):
+        MiningCallback(retriever=model)
+    found = runs.make_negatives(runs.make_model())
+    args, view = runs.make_args(tmp_path), found.as_dataset()
+    with pytest.raises(ValueError, match=f"A {kind} cannot search .*retriever=SentenceTransformer"):
+        MiningCallback(found).on_train_begin(
+            args,
+            TrainerState(max_steps=4),
+            TrainerControl(),
+            model=model,
+            train_dataloader=DataLoader(view, batch_size=8, collate_fn=list),
+        )
 
 
 def test_equal_trials_on_one_dataset_are_equal(tmp_path):

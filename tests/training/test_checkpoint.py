@@ -223,6 +223,15 @@ def test_changed_config_or_data_is_refused(tmp_path):
         TEXTS[0] = original
 
 
+def test_another_speed_is_no_other_recipe(tmp_path):
+    """How many texts are encoded at once is not part of what a checkpoint is compared with."""
+    whole, _, _ = run(tmp_path, max_steps=8)
+    batches, _, _ = run(
+        tmp_path / "again", str(tmp_path / "checkpoint-4"), max_steps=8, batch_size=7, save_strategy="no"
+    )
+    assert batches == whole[4:]
+
+
 def test_a_checkpoint_that_never_knew_the_callback(tmp_path, caplog):
     """Training goes on with the negatives at hand, and says so."""
     model = make_model()
