@@ -129,6 +129,14 @@ class Negatives:
         values["origins"] = torch.where(self.is_present, origin, EMPTY).to(torch.int8)
         return Negatives(**values)
 
+    def stamped(self, step: int) -> Negatives:
+        """Note step and similarity of the negatives that are new; those from before keep theirs."""
+        is_new = self.is_present & self.first_similarities.isneginf()
+        values = {name: getattr(self, name) for name in COLUMNS}
+        values["steps"] = torch.where(is_new, step, self.steps)
+        values["first_similarities"] = torch.where(is_new, self.similarities, self.first_similarities)
+        return Negatives(**values)
+
     def filled_with(self, others: Negatives) -> Negatives:
         """Put ``others``, of shape ``(q, m)``, into the empty slots, in order, keeping what is there.
 
@@ -163,6 +171,7 @@ class Candidates:
             there is one, and else the similarity; -inf where missing.
         ranks: int64 of shape ``(q, k)``: the place at which the source returned each, from 0; -1 where it has none.
         positive_scores: float32 of shape ``(q,)``: the lowest score among each query's positives.
+        lowest_positive_similarities: float32 of shape ``(q,)``: the same by the model's similarity.
         sources: int8 of shape ``(q, k)``: where each comes from, as a place in the names of sources; -1 for none.
         source_scores: float32 of shape ``(q, k)``: the source's own score, BM25 for a lexical one; NaN where there is
             none.
@@ -179,6 +188,7 @@ class Candidates:
     scores: Tensor
     ranks: Tensor
     positive_scores: Tensor
+    lowest_positive_similarities: Tensor
     sources: Tensor
     source_scores: Tensor
     positive_similarity: Tensor | None = None

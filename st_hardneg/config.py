@@ -36,7 +36,9 @@ def _is_integer(value: Any) -> bool:
 
 # NumPy's numbers are kept as Python's, which JSON knows; a float field keeps an int as it was written.
 _INTEGER = _Kind(_is_integer, "an integer", int)
-_NUMBER = _Kind(_is_number, "a finite number", lambda value: int(value) if isinstance(value, Integral) else float(value))
+_NUMBER = _Kind(
+    _is_number, "a finite number", lambda value: int(value) if isinstance(value, Integral) else float(value)
+)
 _STRING = _Kind(lambda value: isinstance(value, str), "a string")
 _NAMES = _Kind(
     lambda value: isinstance(value, (tuple, list)) and all(isinstance(one, str) for one in value),
@@ -352,6 +354,4 @@ def _checked(name: str, value: Any, part: Any) -> Any:
 def numeric_fields() -> dict[str, type]:
     """Return the fields that hold numbers, which a schedule can change, and whether they are whole: int or float."""
     kinds = {_INTEGER: int, _NUMBER: float}
-    return {
-        part.name: kinds[part.metadata["kind"]] for part in fields(MiningConfig) if part.metadata["kind"] in kinds
-    }
+    return {part.name: kinds[part.metadata["kind"]] for part in fields(MiningConfig) if part.metadata["kind"] in kinds}

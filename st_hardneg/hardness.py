@@ -183,23 +183,3 @@ def check_definition(definition: str) -> None:
             f"Expected `definition` to be one of {list(get_args(HardnessDefinition))}. Got {definition!r}. "
             "Use 'half-open' unless you reproduce FaceNet's numbers."
         )
-
-
-def is_easy_by_now(now: Tensor, first: Tensor, ratio: float = 1.15, most: float = 0.8) -> Tensor:
-    """Tell which negatives have become easy since they were mined: ``ratio * now < first`` and ``|now| < most``.
-
-    Source: the dynamic hard negatives of Conan-embedding, https://huggingface.co/papers/2408.15710, which replaces a
-    negative as soon as ``1.15 s < s0`` and ``|s| < 0.8``.
-
-    Args:
-        now: float of any shape: similarities of queries and negatives today.
-        first: float of the same shape: similarities when the negatives were mined.
-        ratio: By how much a score has to have fallen.
-        most: A negative that scores this much, either way, is not easy.
-
-    Example:
-        >>> import torch
-        >>> is_easy_by_now(torch.tensor([0.60, 0.60, 0.85]), torch.tensor([0.70, 0.65, 0.99])).tolist()
-        [True, False, False]
-    """
-    return (ratio * now < first) & (now.abs() < most)

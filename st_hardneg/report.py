@@ -130,7 +130,9 @@ class MiningReport:
             **{
                 name: self.scores.get(summary, {}).get("mean")
                 for name, summary in (
-                    ("positive_score", "positive"), ("negative_score", "negative"), ("difference", "difference"),
+                    ("positive_score", "positive"),
+                    ("negative_score", "negative"),
+                    ("difference", "difference"),
                 )
             },
             "recall": self.recall,

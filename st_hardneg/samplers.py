@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
-from st_hardneg.corpus.texts import same_text_key
+from st_hardneg.corpus.identity import same_text_key
 from st_hardneg.live.dataset import live_topics
 
 logger = logging.getLogger(__name__)

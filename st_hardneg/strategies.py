@@ -47,9 +47,9 @@ def _check_number(strategy: Any, name: str, *, above: float | None = None, least
     kind = type(strategy).__name__
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
         raise TypeError(f"Expected `{name}` of {kind} to be a finite number, got {value!r}.")
-    if above is not None and not value > above:
+    if above is not None and not float(value) > above:
         raise ValueError(f"Expected `{name}` of {kind} to be above {above:g}, got {value!r}.")
-    if least is not None and not value >= least:
+    if least is not None and not float(value) >= least:
         raise ValueError(f"Expected `{name}` of {kind} to be at least {least:g}, got {value!r}.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +107,7 @@ def read_rows(dataset: Any, anchor: str | None, positive: str | None, *, use_giv
         check_text_column(wrong, positive, "positive_column_name")
     check_text_column(dataset, anchor, "anchor_column_name")
     check_text_column(dataset, positive, "positive_column_name")
-    named = tuple(
-        name for name in dataset.column_names if _NEGATIVE.fullmatch(name) and name not in (anchor, positive)
-    )
+    named = tuple(name for name in dataset.column_names if _NEGATIVE.fullmatch(name) and name not in (anchor, positive))
     for name in named if use_given else ():
         if getattr(dataset.features[name], "dtype", None) not in TEXT_TYPES:
             raise TypeError(f"Expected the given negatives in {name!r} to be texts, got {dataset.features[name]}.")
@@ -251,7 +248,7 @@ def _row_weights(dataset: Dataset) -> Ids:
     """
     if "weight" not in dataset.column_names:
         return np.full(len(dataset), WEIGHT_UNIT, dtype=np.int64)
-    weights: Sequence[Any] = np.asarray(dataset.with_format(None)["weight"][:], dtype=object)
+    weights: Any = np.asarray(dataset.with_format(None)["weight"][:], dtype=object)
     try:
         numbers = np.asarray(weights).astype(np.float64)
     except (TypeError, ValueError):

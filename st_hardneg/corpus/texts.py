@@ -75,9 +75,7 @@ class TextColumn:
     def followed_by(self, texts: list[str] | TextColumn) -> TextColumn:
         """Return the column with these texts at its end."""
         if isinstance(texts, TextColumn):
-            added = (
-                texts._dataset if texts.name == self.name else texts._dataset.rename_column(texts.name, self.name)
-            )
+            added = texts._dataset if texts.name == self.name else texts._dataset.rename_column(texts.name, self.name)
         else:
             added = dataset_of(pa.table({self.name: pa.array(texts, type=self._chunks.type)}))
         if added.features != self._dataset.features:

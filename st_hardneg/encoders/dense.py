@@ -65,7 +65,10 @@ class Encodings:
 
     def replace_both(self, **changes: Any) -> Encodings:
         """Return a copy in which both kinds have these changes."""
-        return Encodings(replace(self.queries, **changes), replace(self.corpus,class DenseEncoder:
+        return Encodings(replace(self.queries, **changes), replace(self.corpus, **changes))
+
+
+class DenseEncoder:
     """A model with one vector per text: a SentenceTransformer, or any object with ``encode_query`` and ``encode_document``.
 
     Args:
@@ -132,12 +135,7 @@ def similarity_name(model: Any) -> str:
     return name
 
 
- **changes))
-
-
-def encode(
-    model: Any, texts: Sequence[str], encoding: Encoding, *, show_progress_bar: bool = False
-) -> Tensor:
+def encode(model: Any, texts: Sequence[str], encoding: Encoding, *, show_progress_bar: bool = False) -> Tensor:
     """Encode texts.
 
     Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from sentence_transformers import SimilarityFunction
 from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
 
@@ -25,16 +26,19 @@ class Vectors:
 
     Args:
         queries: float32 of shape ``(num_queries, dim)``.
-        corpus: float32 of shape ``(num_encoded, dim)``; the texts that are searched come first. Anchors that are searched
-            stand here with their vectors as queries.
-        corpus_row: int64 of shape ``(num_corpus,)``: where in ``corpus`` each corpus id is, or -1.
+        searched: float32 of shape ``(num_searched, dim)``: the texts that are searched, in their order.
+        others: float32 of shape ``(num_others, dim)``: other texts that can be a negative or are a positive. Anchors that
+            are searched stand here with their vectors as queries.
+        corpus_row: int64 of shape ``(num_corpus,)``: where each corpus id is, in ``searched`` followed by ``others``; or
+            -1.
         pairwise: The similarity of row i with row i: ``(m, dim), (m, dim) -> (m,)``.
         similarity: Name of that similarity.
         score_function: A similarity ``(q, dim), (c, dim) -> (q, c)`` to search by in place of it, or None.
     """
 
     queries: Tensor
-    corpus: Tensor
+    searched: Tensor
+    others: Tensor
     corpus_row: Tensor
     pairwise: Callable[[Tensor, Tensor], Tensor]
     similarity: str
@@ -52,9 +56,9 @@ class Vectors:
     def of_texts(self, corpus_ids: Ids) -> Tensor:
         """Return the vectors of some corpus texts, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
         rows = self.corpus_row[torch.from_numpy(corpus_ids)]
-        if len(rows) and int(rows[0]) == 0 and bool((rows.diff() == 1).all()):
-            return self.corpus[: len(rows)]  # no copy of the whole corpus
-        return self.corpus[rows.to(self.corpus.device)]
+        if len(rows) == len(self.searched) and int(rows[0]) == 0 and bool((rows.diff() == 1).all()):
+            return self.searched  # no copy of the whole corpus
+        return self._at(rows)
 
     def similarity_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of each query with its own row of corpus texts, float32 of shape ``(q, k)``."""
@@ -64,14 +68,32 @@ class Vectors:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
         return self._compare(self._of_texts(one_each), corpus_ids)
 
+    def nearest(self, corpus_ids: Tensor, others: Tensor) -> Tensor:
+        """Return how similar each text, int64 of shape ``(m,)``, is to the nearest of others, of shape ``(m,)``."""
+        function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
+        right = self._of_texts(others)
+        step = max(1, _MAX_FLOATS // max(1, len(others)))
+        blocks = [function(self._of_texts(some), right).float().amax(dim=1).cpu() for some in corpus_ids.split(step)]
+        return torch.cat(blocks).masked_fill(corpus_ids < 0, -torch.inf)
+
     def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""
         cosine = replace(self, pairwise=pairwise_cos_sim).similarity_of_pairs(query_ids, corpus_ids)
         return (2.0 - 2.0 * cosine.double().clamp(-1.0, 1.0)).sqrt()
 
     def _of_texts(self, corpus_ids: Tensor) -> Tensor:
-        rows = self.corpus_row[corpus_ids.clamp(min=0)]
-        return self.corpus[rows.clamp(min=0).to(self.corpus.device)]
+        return self._at(self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0))
+
+    def _at(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.searched.device)
+        is_other = rows >= len(self.searched)
+        if not bool(is_other.any()):
+            return self.searched[rows]
+        if not len(self.searched):
+            return self.others[rows]
+        found = self.searched[rows.clamp(max=len(self.searched) - 1)]
+        found[is_other] = self.others[rows[is_other] - len(self.searched)]
+        return found
 
     def _compare(self, left: Tensor, corpus_ids: Tensor) -> Tensor:
         similarity = torch.empty(corpus_ids.shape)
@@ -85,30 +107,46 @@ class Vectors:
         return similarity.masked_fill_(corpus_ids < 0, -torch.inf)
 
 
-def embed(pairs: Pairs, corpus: Corpus, encoder: Encoder, *, show_progress_bar: bool = False) -> Vectors:
-    """Encode all queries, and the corpus texts that can be a negative or are a positive."""
-    encoded, corpus_row = encoded_texts(pairs, corpus)
-    shards = encoder.corpus(corpus.texts.take(encoded), show_progress_bar=show_progress_bar)
-    num_anchors = len(corpus.anchor_ids)
-    texts = stacked(shards, len(encoded) + num_anchors)
-    queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
-    if num_anchors:
-        # As negatives they are searched in the anchors' own space.
-        corpus_row[torch.from_numpy(corpus.anchor_ids)] = len(encoded) + torch.arange(num_anchors)
-        texts[len(encoded) :] = queries.to(texts.device)
-    return Vectors(queries, texts, corpus_row, encoder.pairwise, encoder.similarity, encoder.score_function)
+def embed(
+    pairs: Pairs, corpus: Corpus, encoder: Encoder, *, searched: Tensor | None = None, show_progress_bar: bool = False
+) -> Vectors:
+    """Encode all queries, and the corpus texts that can be a negative or are a positive.
 
-
-def encoded_texts(pairs: Pairs, corpus: Corpus) -> tuple[Ids, Tensor]:
-    """Return the corpus ids to encode, those that are searched first, and the place of each corpus id among them."""
-    wanted = np.unique(
-        np.concatenate([pairs.positive_ids, pairs.given_ids, corpus.synthetic_ids, *corpus.parts.values()])
-    )
+    Args:
+        pairs: The queries and their positives.
+        corpus: The corpus.
+        encoder: The encoder.
+        searched: Vectors of the searched texts, where they are there already.
+        show_progress_bar: Whether to show progress.
+    """
+    wanted = np.concatenate([pairs.positive_ids, pairs.given_ids, corpus.synthetic_ids, *corpus.parts.values()])
     others = np.setdiff1d(wanted, corpus.searched)
-    encoded = np.concatenate([corpus.searched, others])
     corpus_row = np.full(len(corpus), -1, dtype=np.int64)
+    encoded = np.concatenate([corpus.searched, others])
     corpus_row[encoded] = np.arange(len(encoded))
-    return encoded, torch.from_numpy(corpus_row)
+    if searched is None:
+        searched = _encoded(corpus, corpus.searched, encoder, show_progress_bar)
+    beside = _encoded(corpus, others, encoder, show_progress_bar) if len(others) else searched[:0]
+    queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
+    if len(corpus.anchor_ids):
+        # As negatives they are searched in the anchors' own space.
+        corpus_row[corpus.anchor_ids] = len(encoded) + np.arange(len(corpus.anchor_ids))
+        beside = torch.cat([beside, queries.to(beside.device)])
+    beside = beside.to(searched.device)
+    return Vectors(
+        queries,
+        searched,
+        beside,
+        torch.from_numpy(corpus_row),
+        encoder.pairwise,
+        encoder.similarity,
+        encoder.score_function,
+    )
+
+
+def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, show_progress_bar: bool) -> Tensor:
+    shards = encoder.corpus(corpus.texts.take(corpus_ids), show_progress_bar=show_progress_bar)
+    return stacked(shards, len(corpus_ids))
 
 
 def stacked(shards: Iterator[Tensor], num_rows: int) -> Tensor:

@@ -89,7 +89,9 @@ class LiveRows(TableBlock):
         """Return the live rows at these places, in their order."""
         if self.beside is None:
             return self._like(rows=self.rows[places])
-        return self._like(rows=self.rows[places], beside_rows=places if self.beside_rows is None else self.beside_rows[places])
+        return self._like(
+            rows=self.rows[places], beside_rows=places if self.beside_rows is None else self.beside_rows[places]
+        )
 
     def slice(self, offset: int = 0, length: int | None = None) -> LiveRows:
         """Return consecutive rows."""
@@ -225,7 +227,9 @@ class LiveRows(TableBlock):
         if names is None:
             names = self._names if self.all_slots else self.view.shown(self._names)
         live = [name for name in names if name in self.live_names]
-        columns: dict[str, Any] = dict(self.view.resolve(self.rows[places], live, all_slots=self.all_slots)) if live else {}
+        columns: dict[str, Any] = (
+            dict(self.view.resolve(self.rows[places], live, all_slots=self.all_slots)) if live else {}
+        )
         if len(live) < len(names):
             found = self.beside.fast_gather(places if self.beside_rows is None else self.beside_rows[places])
             columns.update((name, found.column(name)) for name in names if name not in columns)
@@ -330,7 +334,9 @@ class LiveRows(TableBlock):
         return len(self.rows)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (hasattr(other, "column_names") and self.copied().equals(getattr(other, "table", other)))
+        return self is other or (
+            hasattr(other, "column_names") and self.copied().equals(getattr(other, "table", other))
+        )
 
     def __repr__(self) -> str:
         return f"LiveRows({len(self):,} rows of {self._names})"

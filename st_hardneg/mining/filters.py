@@ -1,4 +1,4 @@
-"""Pure keep-masks of (candidates, corpus): which candidates may stay.
+"""Rules: pure keep-masks of candidates, in one table from which masks, depth and counts derive.
 
 Every function returns a boolean tensor of shape ``(q, k)``, True where the candidate may stay, and changes nothing. So
 their order does not matter, and how much each removes, alone and together with others, can be counted.
@@ -8,36 +8,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Candidates
+from st_hardneg.candidates import BUILT_IN_SOURCES, Candidates
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus
-from st_hardneg.corpus.pairs import KnownPositives, Pairs
-
-RULES = (
-    "anchor",
-    "positive",
-    "absolute_margin",
-    "relative_margin",
-    "max_score",
-    "min_score",
-    "max_positive_similarity",
-    "min_words",
-    "exclude_pattern",
-    "shared_positive",
-    "guide",
-)
-"""Names of the rules of this package; a caller's filter has another one."""
-
-_AGAINST_UNKNOWN_ANSWERS = ("absolute_margin", "relative_margin", "max_score", "max_positive_similarity", "guide")
-"""Rules that hold off right answers nobody has labelled. Synthetic texts were written to be wrong, close to the positive,
-and are not measured by them."""
+from st_hardneg.corpus.pairs import Pairs
 
 ExtraFilter = Callable[[Candidates, Corpus], Tensor]
 """A filter of the caller's: ``(candidates, corpus) -> boolean (q, k)``, True where a candidate may stay."""
+
+_WRITTEN = torch.tensor([BUILT_IN_SOURCES.index(name) for name in ("synthetic", "given")], dtype=torch.int8)
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a rule may look at.
+
+    Args:
+        candidates: Candidates of some queries.
+        pairs: All queries and what is known to be right for each.
+        corpus: The corpus.
+        config: The recipe.
+        include_positives: Whether known positives may stay (the drop-in's ``include_positives``).
+        guide_margin: The guide's margin, or None without a guide.
+    """
+
+    candidates: Candidates
+    pairs: Pairs
+    corpus: Corpus
+    config: MiningConfig
+    include_positives: bool = False
+    guide_margin: float | None = None
+
+    @property
+    def own_identity(self) -> Tensor:
+        """int64 of shape ``(q,)``: the identity of each query's own text in the corpus, or -1."""
+        return torch.from_numpy(self.pairs.own_identity)[self.candidates.query_ids]
 
 
 def keeps_unknown(candidates: Candidates, known: KnownPositives) -> Tensor:
@@ -92,6 +104,17 @@ def keeps_max_positive_similarity(candidates: Candidates, max_similarity: float)
     return candidates.positive_similarity <= max_similarity
 
 
+def keeps_max_relative_positive_similarity(candidates: Candidates, ratio: float) -> Tensor:
+    """Keep what is at most ``p - |p| * (1 - ratio)`` similar to each of the query's own positives.
+
+    ``p`` is the model's similarity of the query and its lowest positive: what stays is further from every right answer than
+    ``ratio`` of how close the query itself is to its own.
+    """
+    assert candidates.positive_similarity is not None
+    positive = candidates.lowest_positive_similarities
+    return candidates.positive_similarity <= (positive - positive.abs() * (1.0 - ratio))[:, None]
+
+
 def keeps_guide(candidates: Candidates, margin: float) -> Tensor:
     """Keep what the guide scores at most the query's lowest positive guide score minus ``margin``. Equality stays.
 
@@ -113,24 +136,116 @@ def keeps_texts(candidates: Candidates, corpus: Corpus, is_good: Callable[[str],
     return torch.tensor([is_good(text) for text in texts], dtype=torch.bool)[place]
 
 
-def keep_masks(
-    candidates: Candidates,
-    pairs: Pairs,
-    corpus: Corpus,
-    config: MiningConfig,
-    extra_filters: Mapping[str, ExtraFilter] | None = None,
-    *,
-    include_positives: bool = False,
-) -> dict[str, Tensor]:
-    """Apply every filter that is always on or that the config asks for.
+@dataclass(frozen=True)
+class Rule:
+    """One reason for which a candidate may not stay.
 
     Args:
-        candidates: Search results of some queries.
-        pairs: All queries and what is known to be right for each.
-        corpus: The corpus.
+        keeps: From the facts to a boolean mask of shape ``(q, k)``; None where the rule is not in force.
+        may_remove_closest: Whether it can remove the closest candidates, so that the search has to look deeper.
+        guards: Whether it holds off right answers that nobody has labelled. Texts that were written or given as wrong,
+            close to the positive, are not measured by it.
+        always: Whether it holds for every text, also for one that stands in because nothing else was found.
+    """
+
+    keeps: Callable[[Facts], Tensor | None]
+    may_remove_closest: bool = False
+    guards: bool = False
+    always: bool = False
+
+
+def _bounded(keeps: Callable[[Candidates, Any], Tensor], field: str) -> Callable[[Facts], Tensor | None]:
+    """Return a rule that is in force where a field of the recipe is set."""
+
+    def apply(facts: Facts) -> Tensor | None:
+        bound = getattr(facts.config, field)
+        return None if bound is None else keeps(facts.candidates, bound)
+
+    return apply
+
+
+def _keeps_anchor(facts: Facts) -> Tensor:
+    return keeps_other_texts(facts.candidates, facts.corpus, facts.own_identity)
+
+
+def _keeps_positive(facts: Facts) -> Tensor | None:
+    # A query's own text is in `known`, too; each rule counts its own.
+    if facts.include_positives:
+        return None
+    return keeps_unknown(facts.candidates, facts.pairs.known) | ~_keeps_anchor(facts)
+
+
+def _keeps_shared(facts: Facts) -> Tensor | None:
+    if not len(facts.corpus.anchor_ids):
+        return None
+    return keeps_other_answers(facts.candidates, facts.pairs, facts.corpus) | ~_keeps_anchor(facts)
+
+
+def _keeps_min_words(facts: Facts) -> Tensor | None:
+    if (least := facts.config.min_words) is None:
+        return None
+    return keeps_texts(facts.candidates, facts.corpus, lambda text: len(text.split()) >= least)
+
+
+def _keeps_pattern(facts: Facts) -> Tensor | None:
+    if facts.config.exclude_pattern is None:
+        return None
+    pattern = re.compile(facts.config.exclude_pattern)
+    return keeps_texts(facts.candidates, facts.corpus, lambda text: pattern.search(text) is None)
+
+
+def _keeps_guide(facts: Facts) -> Tensor | None:
+    return None if facts.guide_margin is None else keeps_guide(facts.candidates, facts.guide_margin)
+
+
+RULES: dict[str, Rule] = {
+    "anchor": Rule(_keeps_anchor, always=True),
+    "positive": Rule(_keeps_positive, always=True),
+    "absolute_margin": Rule(_bounded(keeps_absolute_margin, "absolute_margin"), may_remove_closest=True, guards=True),
+    "relative_margin": Rule(_bounded(keeps_relative_margin, "relative_margin"), may_remove_closest=True, guards=True),
+    "max_score": Rule(_bounded(keeps_max_score, "max_score"), may_remove_closest=True, guards=True),
+    "min_score": Rule(_bounded(keeps_min_score, "min_score")),
+    "max_positive_similarity": Rule(
+        _bounded(keeps_max_positive_similarity, "max_positive_similarity"), may_remove_closest=True, guards=True
+    ),
+    "max_relative_positive_similarity": Rule(
+        _bounded(keeps_max_relative_positive_similarity, "max_relative_positive_similarity"),
+        may_remove_closest=True,
+        guards=True,
+    ),
+    "guide": Rule(_keeps_guide, may_remove_closest=True, guards=True),
+    "min_words": Rule(_keeps_min_words, may_remove_closest=True),
+    "exclude_pattern": Rule(_keeps_pattern, may_remove_closest=True),
+    "shared_positive": Rule(_keeps_shared, always=True),
+}
+"""The rules of this package by name; a rule that a field of the recipe puts in force has the field's name."""
+
+NEEDS_POSITIVE_SIMILARITY = ("max_positive_similarity", "max_relative_positive_similarity")
+"""Rules that compare candidates with the query's own positives."""
+
+
+def looks_deep(config: MiningConfig, *, is_guided: bool, is_filtered: bool, is_rescored: bool) -> bool:
+    """Tell whether something may remove the closest candidates, so that the search has to look deeper.
+
+    Args:
         config: The recipe.
+        is_guided: Whether there is a guide.
+        is_filtered: Whether there are filters of the caller's.
+        is_rescored: Whether a cross encoder reorders candidates, so that even ``min_score`` may remove the closest.
+    """
+    in_force = {name for name in RULES if getattr(config, name, None) is not None}
+    if is_guided:
+        in_force.add("guide")
+    by_rule = any(RULES[name].may_remove_closest or (is_rescored and name == "min_score") for name in in_force)
+    return by_rule or is_filtered
+
+
+def keep_masks(facts: Facts, extra_filters: Mapping[str, ExtraFilter] | None = None) -> dict[str, Tensor]:
+    """Apply every rule that is in force.
+
+    Args:
+        facts: The candidates, and what is known of them.
         extra_filters: The caller's own filters by name.
-        include_positives: Let known positives stay (the drop-in's ``include_positives``).
 
     Returns:
         Rule name to boolean tensor of shape ``(q, k)``, True = may stay.
@@ -138,37 +253,16 @@ def keep_masks(
     Raises:
         ValueError: If one of ``extra_filters`` returns something else than such a tensor.
     """
-    own = torch.from_numpy(pairs.own_identity)[candidates.query_ids]
-    masks = {"anchor": keeps_other_texts(candidates, corpus, own)}
-    if not include_positives:
-        # A query's own text is in `known`, too; each rule counts its own.
-        masks["positive"] = keeps_unknown(candidates, pairs.known) | ~masks["anchor"]
-    for name, keeps, bound in (
-        ("absolute_margin", keeps_absolute_margin, config.absolute_margin),
-        ("relative_margin", keeps_relative_margin, config.relative_margin),
-        ("max_score", keeps_max_score, config.max_score),
-        ("min_score", keeps_min_score, config.min_score),
-        ("max_positive_similarity", keeps_max_positive_similarity, config.max_positive_similarity),
-        ("guide", keeps_guide, None if candidates.guide_gap is None else config.guide_margin),
-    ):
-        if bound is not None:
-            masks[name] = keeps(candidates, bound)
-    if config.min_words is not None:
-        min_words = config.min_words
-        masks["min_words"] = keeps_texts(candidates, corpus, lambda text: len(text.split()) >= min_words)
-    if config.exclude_pattern is not None:
-        pattern = re.compile(config.exclude_pattern)
-        masks["exclude_pattern"] = keeps_texts(candidates, corpus, lambda text: pattern.search(text) is None)
-    if len(corpus.anchor_ids):
-        masks["shared_positive"] = keeps_other_answers(candidates, pairs, corpus) | ~masks["anchor"]
-    if len(corpus.synthetic_ids):
-        is_synthetic = candidates.corpus_ids >= int(corpus.synthetic_ids[0])
-        masks = {
-            name: mask | is_synthetic if name in _AGAINST_UNKNOWN_ANSWERS else mask for name, mask in masks.items()
-        }
+    candidates = facts.candidates
+    is_written = torch.isin(candidates.sources, _WRITTEN)
+    masks: dict[str, Tensor] = {}
+    for name, rule in RULES.items():
+        mask = rule.keeps(facts)
+        if mask is not None:
+            masks[name] = mask | is_written if rule.guards else mask
     for name, extra_filter in (extra_filters or {}).items():
         assert name not in masks, f"two rules are named {name!r}"
-        masks[name] = _checked(name, extra_filter(candidates, corpus), candidates)
+        masks[name] = _checked(name, extra_filter(candidates, facts.corpus), candidates)
     return masks
 
 
@@ -181,3 +275,33 @@ def _checked(name: str, mask: object, candidates: Candidates) -> Tensor:
             f"may stay, got {got}. Compare `candidates.scores` or `candidates.corpus_ids` elementwise, for example."
         )
     return mask.cpu()
+
+
+class Tally:
+    """Counts, chunk by chunk, what the rules remove."""
+
+    def __init__(self) -> None:
+        self.num_candidates = 0
+        self.num_kept = 0
+        self.removed: dict[str, int] = {}
+        self.removed_alone: dict[str, int] = {}
+
+    def count(self, candidates: Candidates, masks: Mapping[str, Tensor], keep: Tensor, rows: Tensor) -> None:
+        """Add some queries of a chunk.
+
+        Args:
+            candidates: Their candidates.
+            masks: Each rule's keep-mask.
+            keep: All of them together.
+            rows: Boolean of shape ``(q,)``: the queries that count.
+        """
+        present = candidates.is_present & rows[:, None]
+        self.num_candidates += int(present.sum())
+        self.num_kept += int((keep & present).sum())
+        removed_by = torch.zeros(present.shape, dtype=torch.int16)
+        for mask in masks.values():
+            removed_by += ~mask
+        for rule, mask in masks.items():
+            removes = ~mask & present
+            self.removed[rule] = self.removed.get(rule, 0) + int(removes.sum())
+            self.removed_alone[rule] = self.removed_alone.get(rule, 0) + int((removes & (removed_by == 1)).sum())

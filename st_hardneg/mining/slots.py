@@ -1,221 +1,161 @@
-"""What happens to slots for which the search found nothing.
+"""An old negative's fate, and how a slot is filled for which the search found nothing: all of it in this room.
 
-A filtered text, the anchor, a positive or a duplicate of either is never put into a slot to fill it. The one exception
-is counted: where a live view needs the row complete, an earlier negative that a filter would remove today may stay.
+The anchor, a known positive, or a duplicate of either is never put into a slot. What a rule removes today stays or stands
+in only as a last resort: where a row has to be complete and nothing else is there. It is counted, and losses mask it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import RANDOM as FROM_RANDOM
-from st_hardneg.candidates import Found, Negatives, find_in_row, is_repeated
-from st_hardneg.config import MiningConfig
+from st_hardneg.candidates import BUILT_IN_SOURCES, CARRIED_OVER, LAST_RESORT, RANDOM, REPEATED, Negatives
+from st_hardneg.draws import uniform_noise
 from st_hardneg.errors import MiningError
-from st_hardneg.mining.filters import ExtraFilter, keep_masks
-from st_hardneg.mining.sampling import uniform_noise
-from st_hardneg.mining.scoring import Scoring
+from st_hardneg.mining.judge import Judge
 
-EMPTY, MINED, CARRIED_OVER, RANDOM, REPEATED, LAST_RESORT = range(6)
-"""How a slot was filled."""
-
-# Each round draws this many texts per slot; a filter that lets 1 in 20 pass is still served in 8 rounds.
+# Each round draws this many texts per slot; a rule that lets 1 in 20 pass is still served in 8 rounds.
 _DRAWS_PER_SLOT = 8
 _ROUNDS = 8
+_RANDOM_SOURCE = BUILT_IN_SOURCES.index("random")
 
 
-@dataclass(frozen=True, eq=False)
-class Previous:
-    """What the queries had before.
+def still_hard(judge: Judge, query_ids: Tensor, earlier: Negatives, codes_of: Callable[[str], Tensor]) -> Negatives:
+    """Return the earlier negatives that the recipe's rule of replacement keeps and that pass today's rules.
 
     Args:
-        corpus_ids: int64 of shape ``(num_queries, num_negatives)``; -1 where empty.
-        must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
-        sources: int8 of the same shape as ``corpus_ids``: where each came from.
-        source_scores: float32 of that shape: the source's own score.
-        steps: int64 of that shape: the training step at which each was mined, -1 before training.
-        first_similarities: float32 of that shape: the model's similarity at that time.
+        judge: Scores and rules.
+        query_ids: int64 of shape ``(q,)``.
+        earlier: The queries' earlier negatives.
+        codes_of: Returns the numbers of sources that count as one of the quotas'.
     """
-
-    corpus_ids: Tensor
-    must_fill: Tensor
-    sources: Tensor
-    source_scores: Tensor
-    steps: Tensor
-    first_similarities: Tensor
+    now, passes = judge.today(query_ids, earlier)
+    is_easy = judge.config.replacement.is_easy(now.similarities, now.first_similarities)
+    kept = judge.different_texts(now.only(passes & ~is_easy)).said_to_be(CARRIED_OVER)
+    # No source keeps more than its quota of today, which a stage may have changed.
+    within = torch.zeros_like(kept.is_present)
+    for name, quota in judge.config.quotas.items():
+        is_from = torch.isin(kept.sources, codes_of(name)) & kept.is_present
+        within |= is_from & (is_from.long().cumsum(1) <= quota)
+    return kept.only(within)
 
 
 def fill(
     negatives: Negatives,
-    scoring: Scoring,
-    config: MiningConfig,
-    extra_filters: Mapping[str, ExtraFilter] | None,
+    judge: Judge,
+    *,
     refresh: int,
-    previous: Previous | None,
-) -> tuple[Negatives, Tensor]:
+    previous: Negatives | None,
+    must_fill: Tensor | None,
+    chunk_size: int,
+) -> Negatives:
     """Fill empty slots: first with earlier negatives that still pass, then as ``config.shortfall`` says.
 
-    Returns:
-        The negatives, and how each slot was filled: int8 of shape ``(num_queries, num_negatives)``.
+    Args:
+        negatives: What the search found.
+        judge: Scores and rules.
+        refresh: How many times the queries were mined before.
+        previous: What the queries had before, or None.
+        must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
+        chunk_size: Queries filled at once.
 
     Raises:
         MiningError: If slots stay empty and ``config.shortfall`` is ``"error"``.
     """
+    lacking = _lacking(negatives)
+    if not len(lacking):
+        return negatives
     filled = negatives.clone()
-    # What has no source yet was kept from before by the rule of replacement.
-    found = torch.where(negatives.sources >= 0, MINED, CARRIED_OVER)
-    origin = torch.where(negatives.is_present, found, EMPTY).to(torch.int8)
-    for query_ids in _lacking(negatives).split(config.query_chunk_size):
-        some, how = _fill_some(filled.of(query_ids), query_ids, scoring, config, extra_filters, refresh, previous)
-        origin[query_ids] = torch.where(origin[query_ids] == EMPTY, how, origin[query_ids])
-        filled.put(query_ids, some)
+    for query_ids in lacking.split(chunk_size):
+        needed = torch.zeros(len(query_ids), dtype=torch.bool) if must_fill is None else must_fill[query_ids]
+        earlier = None if previous is None else previous.rows(query_ids)
+        filled.put(query_ids, _Filling(judge, query_ids, needed, refresh).of(filled.rows(query_ids), earlier))
+    config = judge.config
     if config.shortfall == "error" and len(lacking := _lacking(filled)):
-        empty = int((~filled.is_present).sum())
-        example = scoring.pairs.anchors.take(scoring.pairs.first_row[lacking[:1].numpy()])[0]
+        pairs = judge.scoring.pairs
+        example = pairs.anchors.take(pairs.first_row[lacking[:1].numpy()])[0]
         raise MiningError(
             f'Expected `num_negatives={config.num_negatives}` negatives for every query (`shortfall="error"`), got '
-            f"too few for {len(lacking):,} of {scoring.pairs.num_queries:,} queries ({empty:,} empty slots), such as "
-            f"{example[:60]!r}. Raise `range_max`, loosen a filter, or choose another `shortfall`."
+            f"too few for {len(lacking):,} of {pairs.num_queries:,} queries ({int((~filled.is_present).sum()):,} empty "
+            f"slots), such as {example[:60]!r}. Raise `range_max`, loosen a rule, or choose another `shortfall`."
         )
-    return filled, origin
+    return filled
 
 
-def _fill_some(
-    negatives: Negatives,
-    query_ids: Tensor,
-    scoring: Scoring,
-    config: MiningConfig,
-    extra_filters: Mapping[str, ExtraFilter] | None,
-    refresh: int,
-    previous: Previous | None,
-) -> tuple[Negatives, Tensor]:
-    """Fill the slots of some queries; return them and how each slot that was empty was filled, int8."""
-    how = torch.zeros(negatives.corpus_ids.shape, dtype=torch.int8)
+class _Filling:
+    """Fills the slots of some queries."""
 
-    def passing(corpus_ids: Tensor, source: int = -1) -> Negatives:
-        return passing_only(Found.unranked(query_ids, corpus_ids, source), scoring, config, extra_filters)
+    def __init__(self, judge: Judge, query_ids: Tensor, needed: Tensor, refresh: int) -> None:
+        self.judge, self.query_ids, self.refresh = judge, query_ids, refresh
+        self.needed = needed[:, None]
 
-    def note(filled: Negatives, origin: int) -> Negatives:
-        how[filled.is_present & ~negatives.is_present & (how == EMPTY)] = origin
-        return filled
+    def of(self, result: Negatives, earlier: Negatives | None) -> Negatives:
+        """Return the negatives with as many slots filled as can be."""
+        shortfall = self.judge.config.shortfall
+        now = passes = None
+        if earlier is not None:
+            now, passes = self.judge.today(self.query_ids, earlier)
+            result = self.judge.filled(result, now.only(passes).said_to_be(CARRIED_OVER))
+        if shortfall == "random":
+            result = self._with_draws(result)
+        if now is not None and not bool(result.is_present.all()):
+            # With "repeat", a single negative is enough.
+            has_none = ~result.is_present.any(dim=1, keepdim=True) if shortfall == "repeat" else True
+            old = now.only(self.needed & has_none & now.is_present)
+            result = self.judge.filled(result, old.said_to_be(LAST_RESORT))
+        if shortfall == "random":
+            result = self._with_least_similar(result)
+            result = _repeated(result, LAST_RESORT)
+        # An earlier mining repeated texts; a live view needs the slots all the same.
+        result = _repeated(result, REPEATED, only=self.needed)
+        return _repeated(result, REPEATED) if shortfall == "repeat" else result
 
-    result = negatives
-    if previous is not None:
-        earlier = passing(previous.corpus_ids[query_ids])
-        result = note(filled_with_other_texts(result, earlier, scoring), CARRIED_OVER)
-    if config.shortfall == "random":
+    def _with_draws(self, result: Negatives) -> Negatives:
         for attempt in range(_ROUNDS):
             if bool(result.is_present.all()):
                 break
-            drawn = passing(_draw(query_ids, scoring, config, refresh, attempt), FROM_RANDOM)
-            result = note(filled_with_other_texts(result, drawn, scoring), RANDOM)
-    if previous is not None:
-        # With "repeat", a single negative is enough.
-        has_none = ~result.is_present.any(dim=1, keepdim=True) if config.shortfall == "repeat" else True
-        needed = previous.must_fill[query_ids][:, None] & has_none
-        wanted = Found.unranked(query_ids, previous.corpus_ids[query_ids].masked_fill(~needed, -1))
-        candidates = scoring.candidates(wanted)
-        as_they_are = candidates.where(candidates.is_present)
-        result = note(filled_with_other_texts(result, as_they_are, scoring), LAST_RESORT)
-        if bool((previous.must_fill[query_ids][:, None] & ~result.is_present).any()):
-            # An earlier mining repeated texts; a live view needs the slots all the same.
-            result = note(_repeated(result, needed=previous.must_fill[query_ids]), REPEATED)
-    if config.shortfall == "repeat":
-        result = note(_repeated(result), REPEATED)
-    return result, how
+            drawn, passes = self.judge.drawn(self.query_ids, self._draw(attempt), _RANDOM_SOURCE)
+            result = self.judge.filled(result, drawn.only(passes).said_to_be(RANDOM))
+        return result
 
+    def _with_least_similar(self, result: Negatives) -> Negatives:
+        """Where no text that is drawn passes, let the least similar of them stand in."""
+        rows = _lacking(result)
+        if not len(rows):
+            return result
+        some = _Filling(self.judge, self.query_ids[rows], self.needed[rows, 0], self.refresh)
+        drawn, _ = self.judge.drawn(some.query_ids, some._draw(0), _RANDOM_SOURCE)
+        drawn = drawn.only(self.judge.is_never_right(some.query_ids, drawn.ids))
+        least_first = drawn.similarities.masked_fill(~drawn.is_present, torch.inf).argsort(dim=1, stable=True)
+        result = result.clone()
+        result.put(rows, self.judge.filled(result.rows(rows), drawn.at(least_first).said_to_be(LAST_RESORT)))
+        return result
 
-def with_history(
-    negatives: Negatives, previous: Previous | None, step: int, chunk_size: int
-) -> tuple[Negatives, Tensor, Tensor]:
-    """Give negatives that were there before their source, step and first similarity back.
-
-    Args:
-        negatives: All queries' negatives; those without a source are from before.
-        previous: What the queries had before.
-        step: The step of those that are new.
-        chunk_size: Queries compared at once.
-
-    Returns:
-        The negatives, and of the shape ``(num_queries, num_negatives)`` the steps, int64, and the similarities at which
-        they were mined, float32.
-    """
-    steps = torch.full(negatives.corpus_ids.shape, step).masked_fill(~negatives.is_present, -1)
-    first = negatives.similarities.clone()
-    from_before = negatives.is_present & (negatives.sources < 0)
-    if previous is None or not bool(from_before.any()):
-        return negatives, steps, first
-    negatives = negatives.clone()
-    for rows in from_before.any(dim=1).nonzero().flatten().split(chunk_size):
-        is_earlier, place = earlier_places(negatives.of(rows), previous.corpus_ids[rows])
-        is_earlier = is_earlier & from_before[rows]
-        for ours, theirs in (
-            (negatives.sources, previous.sources),
-            (negatives.source_scores, previous.source_scores),
-            (steps, previous.steps),
-            (first, previous.first_similarities),
-        ):
-            ours[rows] = torch.where(is_earlier, theirs[rows].gather(1, place), ours[rows])
-    return negatives, steps, first
-
-
-def earlier_places(negatives: Negatives, earlier_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which negatives, of shape ``(q, n)``, were there earlier, and at which place of ``(q, m)``."""
-    return find_in_row(negatives.corpus_ids, earlier_ids)
-
-
-def passing_only(
-    found: Found, scoring: Scoring, config: MiningConfig, extra_filters: Mapping[str, ExtraFilter] | None
-) -> Negatives:
-    """Return those of some texts that pass today's filters."""
-    candidates = scoring.candidates(found)
-    masks = keep_masks(candidates, scoring.pairs, scoring.corpus, config, extra_filters)
-    return candidates.where(torch.stack(list(masks.values())).all(dim=0) & candidates.is_present)
-
-
-def filled_with_other_texts(negatives: Negatives, others: Negatives, scoring: Scoring) -> Negatives:
-    """Fill empty slots with texts that are not the same as one that is there, under whatever number."""
-    return negatives.filled_with(
-        different_texts(others, scoring).only(~is_same_text(others.corpus_ids, negatives.corpus_ids, scoring))
-    )
-
-
-def different_texts(negatives: Negatives, scoring: Scoring) -> Negatives:
-    """Keep the first of each text in a row."""
-    identities = torch.from_numpy(scoring.corpus.identities)[negatives.corpus_ids.clamp(min=0)]
-    return negatives.only(~is_repeated(identities.masked_fill(~negatives.is_present, -1)))
-
-
-def is_same_text(corpus_ids: Tensor, others: Tensor, scoring: Scoring) -> Tensor:
-    """Tell which texts, of shape ``(q, k)``, are the same text as one of others, of shape ``(q, m)``."""
-    identities = torch.from_numpy(scoring.corpus.identities)
-    ours = identities[corpus_ids.clamp(min=0)].masked_fill(corpus_ids < 0, -1)
-    theirs = identities[others.clamp(min=0)].masked_fill(others < 0, -2)
-    return find_in_row(ours, theirs)[0]
+    def _draw(self, attempt: int) -> Tensor:
+        scoring, config = self.judge.scoring, self.judge.config
+        searched = torch.from_numpy(scoring.corpus.draw_order)
+        width = config.num_negatives * _DRAWS_PER_SLOT
+        # A counter stands in for the candidate: which text is drawn is what the noise decides here.
+        counter = (-1 - attempt * width - torch.arange(width)).expand(len(self.query_ids), width)
+        query_keys = torch.from_numpy(scoring.pairs.draw_keys)[self.query_ids]
+        noise = uniform_noise(config.seed, self.refresh, query_keys, counter)
+        return searched[(noise * len(searched)).long()]
 
 
 def _lacking(negatives: Negatives) -> Tensor:
     return (~negatives.is_present).any(dim=1).nonzero().flatten()
 
 
-def _draw(query_ids: Tensor, scoring: Scoring, config: MiningConfig, refresh: int, attempt: int) -> Tensor:
-    searched = torch.from_numpy(scoring.corpus.searched)
-    width = config.num_negatives * _DRAWS_PER_SLOT
-    # A counter stands in for the candidate: which text is drawn is what the noise decides here.
-    counter = (-1 - attempt * width - torch.arange(width)).expand(len(query_ids), width)
-    draw_keys = torch.from_numpy(scoring.pairs.draw_keys)[query_ids]
-    noise = uniform_noise(config.seed, refresh, draw_keys, counter)
-    return searched[(noise * len(searched)).long()]
-
-
-def _repeated(negatives: Negatives, needed: Tensor | None = None) -> Negatives:
-    """Fill empty slots with the query's own negatives, in turn; only those of some queries, boolean ``(q,)``, if given."""
+def _repeated(negatives: Negatives, origin: int, only: Tensor | None = None) -> Negatives:
+    """Fill empty slots with the query's own negatives, in turn; only those of some queries, boolean ``(q, 1)``, if given."""
     count = negatives.is_present.sum(dim=1, keepdim=True)
-    slot = torch.arange(negatives.corpus_ids.shape[1]).expand(negatives.corpus_ids.shape)
-    if needed is not None:
-        count = torch.where(needed[:, None], count, slot.shape[1])
-    return negatives.at(torch.where(count > 0, slot % count.clamp(min=1), -1))
+    slot = torch.arange(negatives.ids.shape[1]).expand(negatives.ids.shape)
+    if only is not None:
+        count = torch.where(only, count, slot.shape[1])
+    # Where slots are empty, the filled ones stand first.
+    repeated = negatives.at(torch.where(count > 0, slot % count.clamp(min=1), -1))
+    origins = torch.where(repeated.is_present & ~negatives.is_present, origin, repeated.origins.long()).to(torch.int8)
+    return replace(repeated, origins=origins)

@@ -1,18 +1,24 @@
-"""Exact search: Sentence Transformers' own ``semantic_search``."""
+"""Exact search: every query against every text, block by block, with a running best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from sentence_transformers import SimilarityFunction
-from sentence_transformers.util import semantic_search
 from torch import Tensor
+
+# A block of scores holds at most this many floats (256 MB).
+_MAX_FLOATS = 64_000_000
+_UNIT = 1e-6
 
 
 class ExactSearcher:
-    """Compares every query with every corpus text, with ``sentence_transformers.util.semantic_search``.
+    """Compares every query with every corpus text.
+
+    The scores are those of ``sentence_transformers.util.semantic_search``, which makes a dictionary of every hit, and for
+    cosines normalises the whole corpus anew for every block of queries. Here a cosine is a dot product that is divided by
+    the texts' lengths, which are computed once; nothing is held twice.
 
     Args:
         corpus_chunk_size: Corpus texts compared at once; bounds memory.
@@ -26,6 +32,8 @@ class ExactSearcher:
         [[1]]
     """
 
+    is_exact = True
+
     def __init__(
         self, corpus_chunk_size: int = 100_000, score_function: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> None:
@@ -35,23 +43,54 @@ class ExactSearcher:
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus, float of shape ``(num_corpus, dim)``."""
         self._corpus = corpus_embeddings
-        self._similarity = self.score_function or SimilarityFunction.to_similarity_fn(similarity_fn_name)
+        self._is_cosine = self.score_function is None and similarity_fn_name == "cosine"
+        self._is_product = self._is_cosine or (self.score_function is None and similarity_fn_name == "dot")
+        self._function = self.score_function or SimilarityFunction.to_similarity_fn(similarity_fn_name)
+        self._inverse_lengths = self._lengths() if self._is_cosine else None
+
+    def _lengths(self) -> Tensor | None:
+        """Return one over the length of each text's vector, or None where all of them are unit vectors."""
+        blocks = self._corpus.split(self.corpus_chunk_size)
+        lengths = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks])
+        if bool(((lengths - 1.0).abs() < _UNIT).all()):
+            return None
+        return 1.0 / lengths.clamp(min=1e-12)
 
     def search(self, query_embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Find the ``k`` nearest corpus rows of each query; see :class:`~st_hardneg.search.Searcher`."""
-        with torch.inference_mode():
-            hits = semantic_search(
-                query_embeddings,
-                self._corpus,
-                query_chunk_size=len(query_embeddings),
-                corpus_chunk_size=self.corpus_chunk_size,
-                top_k=min(k, len(self._corpus)),
-                score_function=self._similarity,
-            )
-        # Packed at once: the dictionaries cost 272 bytes a hit.
-        ids = np.full((len(hits), k), -1, dtype=np.int64)
-        scores = np.full((len(hits), k), -np.inf, dtype=np.float32)
-        for row, found in enumerate(hits):
-            ids[row, : len(found)] = [hit["corpus_id"] for hit in found]
-            scores[row, : len(found)] = [hit["score"] for hit in found]
-        return torch.from_numpy(ids), torch.from_numpy(scores)
+        k = min(k, len(self._corpus))
+        num_queries = len(query_embeddings)
+        best_ids = torch.full((num_queries, k), -1)
+        best = torch.full((num_queries, k), -torch.inf)
+        step = max(1, _MAX_FLOATS // max(1, min(self.corpus_chunk_size, len(self._corpus))))
+        with torch.no_grad():
+            for start in range(0, num_queries, step):
+                queries = query_embeddings[start : start + step]
+                best_ids[start : start + step], best[start : start + step] = self._nearest(queries, k)
+        return best_ids, best
+
+    def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self._is_cosine:
+            queries = torch.nn.functional.normalize(queries.float(), dim=1)
+        best = best_ids = None
+        for first in range(0, len(self._corpus), self.corpus_chunk_size):
+            block = self._corpus[first : first + self.corpus_chunk_size].to(queries.device)
+            scores = self._scores(queries, block, first)
+            found, places = scores.topk(min(k, scores.shape[1]), dim=1)
+            places += first
+            if best is None or best_ids is None:
+                best, best_ids = found, places
+                continue
+            both, both_ids = torch.cat([best, found], dim=1), torch.cat([best_ids, places], dim=1)
+            best, order = both.topk(min(k, both.shape[1]), dim=1)
+            best_ids = both_ids.gather(1, order)
+        assert best is not None and best_ids is not None
+        return best_ids.cpu(), best.float().cpu()
+
+    def _scores(self, queries: Tensor, block: Tensor, first: int) -> Tensor:
+        if not self._is_product:
+            return self._function(queries, block)
+        scores = queries @ block.T.to(queries.dtype)
+        if self._inverse_lengths is not None:
+            scores *= self._inverse_lengths[first : first + len(block)].to(scores.device)
+        return scores

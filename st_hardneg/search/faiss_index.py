@@ -34,6 +34,7 @@ class FaissSearcher:
         require_extra("faiss", "faiss", "`use_faiss=True`")
         parts = factory.split(",") if isinstance(factory, str) else [str(factory)]
         self.factory = ",".join(part for part in parts if "=" not in part)
+        self.is_exact = self.factory == "Flat"
         self.search_parameters = ",".join(part.strip() for part in parts if "=" in part)
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:

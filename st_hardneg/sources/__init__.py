@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from st_hardneg.sources.dense import DenseSource, Space
-from st_hardneg.sources.lexical import LexicalIndex, LexicalSource
-from st_hardneg.sources.protocol import SearchPlan, Source
-from st_hardneg.sources.uniform import RandomSource
-from st_hardneg.sources.written import WrittenSource
+from st_hardneg.sources.protocol import Plan, Proposal, Queries, Source
+from st_hardneg.sources.values import Texts, Where, Written
 
-__all__ = [
-    "DenseSource",
-    "LexicalIndex",
-    "LexicalSource",
-    "RandomSource",
-    "SearchPlan",
-    "Source",
-    "Space",
-    "WrittenSource",
-]
+__all__ = ["Plan", "Proposal", "Queries", "Source", "Texts", "Where", "Written"]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Found, is_repeated
+from st_hardneg.candidates import is_repeated
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.mining.scoring import Scoring
+from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.search import Searcher, checked_search
-from st_hardneg.sources.protocol import SearchPlan
+from st_hardneg.sources.protocol import Plan, Proposal, Queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class Space:
     """Texts that one searcher has indexed.
 
     Args:
-        searcher: A searcher that has indexed the texts' embeddings.
+        searcher: A searcher that has indexed the texts' vectors.
         corpus_ids: int64 of shape ``(num_indexed,)``: which texts they are.
         source: What negatives from here are said to come from.
     """
@@ -40,37 +40,27 @@ class DenseSource:
 
     With two spaces, corpus texts and anchors, this is the search for the nearer of two points that the first description
     of dual-space mining made with ball trees, for k hits: what is the query's own text, its positives or a duplicate of
-    either is left to the filters, which look further down instead of stopping at a fixed k. Ties go to the anchors.
+    either is left to the rules, which look further down instead of stopping at a fixed k. Ties go to the anchors.
 
     Args:
-        scoring: Queries and their embeddings.
+        vectors: Vectors of queries and texts.
         spaces: Where to search; of equally near texts, the one of the later space comes first.
+        identities: int64 of shape ``(num_corpus,)``: the text identity of every corpus id.
     """
 
-    scoring: Scoring
+    vectors: Vectors
     spaces: tuple[Space, ...]
-    is_searched: bool = True
+    identities: Tensor
 
-    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
-        """Return the nearest texts of each query, down to its depth."""
-        width = plan.deepest(query_ids)
-        embeddings = self.scoring.embeddings
-        queries = embeddings.queries[query_ids.to(embeddings.queries.device)]
-        found = [space.search(queries, min(width, len(space.corpus_ids))) for space in self.spaces]
+    def propose(self, queries: Queries, plan: Plan) -> Proposal:
+        """Return the nearest texts of each query, down to the plan's depth."""
+        found = [space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids))) for space in self.spaces]
         if len(found) == 1:
             corpus_ids, similarities = found[0]
             sources = torch.full(corpus_ids.shape, self.spaces[0].source, dtype=torch.int8)
         else:
-            corpus_ids, similarities, sources = self._merged(query_ids, [ids for ids, _ in found])
-        ranks = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
-        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, self.scoring.pairs, self.scoring.corpus)
-        return Found(
-            query_ids,
-            corpus_ids.masked_fill(missing, -1),
-            sources.masked_fill(missing, -1),
-            ranks.masked_fill(missing, -1),
-            similarities.masked_fill(missing, -torch.inf),
-        )
+            corpus_ids, similarities, sources = self._merged(queries.ids, [ids for ids, _ in found])
+        return Proposal(corpus_ids, None, similarities, sources)
 
     def _merged(self, query_ids: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Merge what several spaces returned by similarity, each text once."""
@@ -80,11 +70,10 @@ class DenseSource:
             [torch.full(found[number].shape, self.spaces[number].source, dtype=torch.int8) for number in order], dim=1
         )
         # Compared pair by pair, so that a tie between two spaces is one: a searcher's blocks may round differently.
-        similarities = self.scoring.embeddings.similarity_of_pairs(query_ids, corpus_ids)
+        similarities = self.vectors.similarity_of_pairs(query_ids, corpus_ids)
         by_score = similarities.argsort(dim=1, descending=True, stable=True)
         corpus_ids, sources = corpus_ids.gather(1, by_score), sources.gather(1, by_score)
-        identities = torch.from_numpy(self.scoring.corpus.identities)[corpus_ids.clamp(min=0)]
-        again = is_repeated(identities.masked_fill(corpus_ids < 0, -1))
+        again = is_repeated(self.identities[corpus_ids.clamp(min=0)].masked_fill(corpus_ids < 0, -1))
         # A text of both spaces keeps its better place; what follows moves up.
         moved = again.long().argsort(dim=1, stable=True)
         return (

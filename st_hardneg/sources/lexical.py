@@ -11,12 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import LEXICAL, Found
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import require_extra
-from st_hardneg.mining.scoring import Scoring
-from st_hardneg.sources.protocol import SearchPlan
+from st_hardneg.sources.protocol import Plan, Proposal, Queries
 
 
 class LexicalIndex:
@@ -36,6 +34,11 @@ class LexicalIndex:
     def __init__(self, corpus: Corpus) -> None:
         require_extra("bm25s", "lexical", "The source 'lexical'")
         self._corpus = corpus
+
+    @property
+    def num_texts(self) -> int:
+        """How many texts are indexed."""
+        return len(self._corpus.searched)
 
     @cached_property
     def _index(self) -> Any:
@@ -90,27 +93,12 @@ class LexicalSource:
     """The texts with the highest BM25 score for the query's words, down to those that share a word with it.
 
     Args:
-        scoring: The queries; their model's similarity decides what the filters let through.
         index: The BM25 index.
     """
 
-    scoring: Scoring
     index: LexicalIndex
-    is_searched: bool = True
 
-    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
-        """Return the best texts of each query by BM25, down to its depth."""
-        pairs = self.scoring.pairs
-        texts = pairs.anchors.take(pairs.first_row[query_ids.numpy()])
-        width = min(plan.deepest(query_ids), len(self.scoring.corpus.searched))
-        corpus_ids, own_scores = self.index.search(texts, width)
-        missing = (corpus_ids < 0) | plan.beyond(query_ids, corpus_ids, pairs, self.scoring.corpus)
-        ranks = torch.arange(width).expand(corpus_ids.shape)
-        return Found(
-            query_ids,
-            corpus_ids.masked_fill(missing, -1),
-            torch.full(corpus_ids.shape, LEXICAL, dtype=torch.int8).masked_fill(missing, -1),
-            ranks.masked_fill(missing, -1),
-            source_scores=own_scores.masked_fill(missing, torch.nan),
-            is_ranked=True,
-        )
+    def propose(self, queries: Queries, plan: Plan) -> Proposal:
+        """Return the best texts of each query by BM25, down to the plan's depth."""
+        corpus_ids, scores = self.index.search(queries.texts, min(plan.depth, self.index.num_texts))
+        return Proposal(corpus_ids, scores.masked_fill(corpus_ids < 0, torch.nan), keeps_order=True)

@@ -1,135 +1,184 @@
-"""What a source has to offer, and how deep to look for each query."""
+"""What a source has to offer: proposals for queries. One method, no base class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from st_hardneg.candidates import Found
-from st_hardneg.config import MiningConfig
+from st_hardneg.candidates import is_repeated
 from st_hardneg.corpus.numbering import Corpus
-from st_hardneg.corpus.pairs import Pairs
-from st_hardneg.corpus.texts import Ids
-
-# Hits that are searched and filtered at once, whatever the chunk size: 272 bytes each in `semantic_search`.
-_MAX_HITS = 500_000
-_MOST_SHARING = 1_000
-
-
-class Source(Protocol):
-    """Proposes candidates for queries. One method, no base class."""
-
-    @property
-    def is_searched(self) -> bool:
-        """Whether ranks mean something, so that the rank window and the sampling strategy apply."""
-
-    def propose(self, query_ids: Tensor, plan: SearchPlan) -> Found:
-        """Return candidates, best first, no text twice.
-
-        Args:
-            query_ids: int64 of shape ``(q,)``.
-            plan: How deep to look.
-        """
 
 
 @dataclass(frozen=True, eq=False)
-class SearchPlan:
-    """How deep to search for each query, and in which order.
-
-    Queries are searched in order of depth, so that one with 200 positives does not make the search deeper for all.
+class Queries:
+    """The queries that a source is asked for; ``q`` of them.
 
     Args:
-        start: First rank of the window.
-        stop: int64 of shape ``(num_queries,)``: the rank after the last.
-        depth: int64 of shape ``(num_queries,)``: candidates that are considered, besides those that ``extra`` names.
-        extra: int64 of shape ``(num_queries,)``: texts that are never a negative and are not counted in ``depth``: the
-            anchor itself, duplicates of positives, and anchors with a positive in common. At least so many.
-        order: int64 of shape ``(num_queries,)``: the queries in order of search.
+        ids: int64 of shape ``(q,)``.
+        embeddings: float32 of shape ``(q, dim)``: their vectors.
+        draw_keys: int64 of shape ``(q,)``: what stands for each in random draws.
+        read_texts: Returns their texts.
     """
 
-    start: int
-    stop: Ids
-    depth: Ids
-    extra: Ids
-    order: Ids
+    ids: Tensor
+    embeddings: Tensor
+    draw_keys: Tensor
+    read_texts: Callable[[], list[str]]
 
-    @classmethod
-    def of(
-        cls,
-        config: MiningConfig,
-        pairs: Pairs,
-        corpus: Corpus,
-        *,
-        reserved: Ids | None = None,
-        filtered: bool = False,
-        rescored: bool = False,
-    ) -> SearchPlan:
-        """Plan the search of all queries.
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Their texts."""
+        return self.read_texts()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked of a source.
+
+    Args:
+        depth: How many candidates to propose for each query. The anchor, known positives and what the rules remove are
+            taken out afterwards, so it is more than are wanted.
+        num_negatives: How many negatives are wanted of it.
+        seed: The recipe's seed.
+        refresh: How many times the queries were mined before.
+    """
+
+    depth: int
+    num_negatives: int
+    seed: int = 0
+    refresh: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a source proposes, best first; as many queries as were asked for, ``k`` places each or lists of any length.
+
+    Args:
+        ids: Corpus ids: rows of ``hard_negatives.corpus``, an int64 tensor of shape ``(q, k)`` with -1 for none, or a list
+            per query. Or the corpus's own ids, as strings.
+        scores: Scores of the source's own, in the same layout, if it has some; they go into the provenance.
+        similarities: float32 of shape ``(q, k)``: the model's similarity, if the source has computed it.
+        sources: int8 of shape ``(q, k)``: where each comes from, if not from one source.
+        is_ranked: Whether the order means something, so that the rank window and the sampling strategy apply.
+        keeps_order: Whether a cross encoder's scores leave the order as it is.
+    """
+
+    ids: Tensor | Sequence[Sequence[int | str]]
+    scores: Tensor | Sequence[Sequence[float]] | None = None
+    similarities: Tensor | None = None
+    sources: Tensor | None = None
+    is_ranked: bool = True
+    keeps_order: bool = False
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Anything that proposes candidates for queries: a search engine, a vector database, a file of candidates."""
+
+    def propose(self, queries: Queries, plan: Plan) -> Proposal | Sequence[Sequence[int | str]]:
+        """Return candidates for each query, best first.
 
         Args:
-            config: The recipe.
-            pairs: The queries.
-            corpus: The corpus.
-            reserved: int64 of shape ``(num_queries,)``: places among what is retrieved that are set aside for positives;
-                each query's number of positives by default.
-            filtered: Whether filters that are not in the config may remove candidates.
-            rescored: Whether a cross encoder reorders the candidates.
+            queries: The queries.
+            plan: How many are asked for.
+
+        Returns:
+            A :class:`Proposal`, or just a list of ids per query.
         """
-        reserved = pairs.num_positives if reserved is None else reserved
-        start, stop_without = config.window(0, rescored=rescored, filtered=filtered)
-        stop = np.full(pairs.num_queries, stop_without, dtype=np.int64)
-        if config.range_max is None:
-            stop += reserved
-        raw = config.rank_window == "raw"
-        depth = stop if raw else stop + reserved
-        extra = np.zeros_like(stop) if raw else _extra_texts(pairs, corpus)
-        return cls(start, stop, depth, extra, np.argsort(depth + extra, kind="stable"))
-
-    def chunks(self, size: int, show_progress_bar: bool) -> Iterator[Tensor]:
-        """Yield the queries in order of search, int64 of shape ``(at most size,)`` each."""
-        with tqdm(total=len(self.order), desc="Mining", unit="query", disable=not show_progress_bar) as progress:
-            start = 0
-            while start < len(self.order):
-                stop = min(start + size, len(self.order))
-                # Depth grows along the order: a query with thousands of positives goes alone, not with 511 others.
-                hits = (self.depth + self.extra)[self.order[start:stop]] * np.arange(1, stop - start + 1)
-                stop = start + max(1, int(np.searchsorted(hits, _MAX_HITS, side="right")))
-                yield torch.from_numpy(self.order[start:stop])
-                progress.update(stop - start)
-                start = stop
-
-    def deepest(self, query_ids: Tensor) -> int:
-        """Return how many places have to be looked at so that no query gets less than its depth."""
-        return int((self.depth + self.extra)[query_ids.numpy()].max())
-
-    def beyond(self, query_ids: Tensor, corpus_ids: Tensor, pairs: Pairs, corpus: Corpus) -> Tensor:
-        """Tell which places, boolean of shape ``(q, k)``, lie below a query's own depth."""
-        counted = torch.arange(corpus_ids.shape[1]).expand(corpus_ids.shape)
-        if int(self.extra.max(initial=0)):
-            extra = pairs.known.contains(query_ids, corpus_ids) & ~pairs.own_positives.contains(query_ids, corpus_ids)
-            extra |= pairs.share_positives(query_ids, corpus_ids, corpus)
-            counted = (~extra).long().cumsum(1) - 1
-        return counted >= torch.from_numpy(self.depth)[query_ids][:, None]
 
 
-def _extra_texts(pairs: Pairs, corpus: Corpus) -> Ids:
-    """Count, per query, the searched texts that are never its negative and are not one of its positives by id.
+def checked_proposal(proposal: Any, queries: Queries, corpus: Corpus, name: str, row_of: dict[str, int]) -> Proposal:
+    """Return a caller's proposal as tensors, each text once.
 
-    An anchor that shares several positives with the query counts several times: looking too deep changes nothing.
+    Args:
+        proposal: What a source returned.
+        queries: What it was asked for.
+        corpus: The corpus that ids count.
+        name: The source's name, for errors.
+        row_of: The corpus id of each of the corpus's own ids.
+
+    Raises:
+        TypeError: If it is no proposal.
+        ValueError: If it is for another number of queries, or names texts that are not there.
     """
-    everything = np.concatenate([corpus.searched, corpus.searched_anchors])
-    searched = np.bincount(corpus.identities[everything], minlength=len(corpus))
-    if len(corpus.anchor_ids):
-        sharing = np.bincount(corpus.identities[pairs.positive_ids], minlength=len(corpus))
-        # Where thousands of anchors have one answer, the search among anchors ends early, and corpus texts remain.
-        searched += np.minimum(sharing, _MOST_SHARING)
-    group, identity = np.divmod(pairs.known.keys.numpy(), len(corpus))
-    groups = pairs.known.groups.numpy()
-    by_group = np.bincount(group, weights=searched[identity], minlength=int(groups.max(initial=0)) + 1)
-    return np.maximum(by_group[groups].astype(np.int64) - pairs.num_positives, 0)
+    if not isinstance(proposal, Proposal):
+        proposal = Proposal(proposal)
+    if isinstance(proposal.ids, Tensor):
+        ids, scores = _rectangular(proposal, queries, name)
+    else:
+        ids, scores = _from_lists(proposal, queries, name, row_of)
+    if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= len(corpus)):
+        raise ValueError(
+            f"Expected the source {name!r} to propose ids in [0, {len(corpus):,}) or -1, got ids from {int(ids.min())} to "
+            f"{int(ids.max())}. They are row numbers of `hard_negatives.corpus`; its own ids are strings."
+        )
+    identities = torch.from_numpy(corpus.identities)[ids.clamp(min=0)].masked_fill(ids < 0, -1)
+    again = is_repeated(identities)
+    ids = ids.masked_fill(again, -1)
+    scores = None if scores is None else scores.masked_fill(ids < 0, torch.nan)
+    return Proposal(ids, scores, None, None, proposal.is_ranked, True)
+
+
+def _rectangular(proposal: Proposal, queries: Queries, name: str) -> tuple[Tensor, Tensor | None]:
+    ids = proposal.ids
+    assert isinstance(ids, Tensor)
+    if ids.dim() != 2 or len(ids) != len(queries) or ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"Expected the source {name!r} to propose an integer tensor of shape ({len(queries)}, k), got {ids.dtype} of "
+            f"shape {tuple(ids.shape)}."
+        )
+    if proposal.scores is None:
+        return ids.cpu().long(), None
+    scores = torch.as_tensor(proposal.scores).float().cpu()
+    if scores.shape != ids.shape:
+        raise ValueError(
+            f"Expected as many scores as ids from the source {name!r}, got {tuple(scores.shape)} and {tuple(ids.shape)}."
+        )
+    return ids.cpu().long(), scores
+
+
+def _from_lists(
+    proposal: Proposal, queries: Queries, name: str, row_of: dict[str, int]
+) -> tuple[Tensor, Tensor | None]:
+    try:
+        rows = [list(row) for row in proposal.ids]
+        scores = None if proposal.scores is None else [list(row) for row in proposal.scores]
+    except TypeError:
+        raise TypeError(
+            f"Expected the source {name!r} to return a Proposal or a list of ids per query, got "
+            f"{type(proposal.ids).__name__}."
+        ) from None
+    if len(rows) != len(queries):
+        raise ValueError(f"Expected the source {name!r} to answer {len(queries)} queries, got {len(rows)} lists.")
+    if scores is not None and [len(row) for row in scores] != [len(row) for row in rows]:
+        raise ValueError(f"Expected the source {name!r} to give a score for each id, got lists of other lengths.")
+    width = max(1, max((len(row) for row in rows), default=1))
+    ids = np.full((len(rows), width), -1, dtype=np.int64)
+    own = np.full((len(rows), width), np.nan, dtype=np.float32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = [_corpus_id(one, name, row_of) for one in row]
+        if scores is not None:
+            own[number, : len(row)] = scores[number]
+    return torch.from_numpy(ids), None if scores is None else torch.from_numpy(own)
+
+
+def _corpus_id(given: Any, name: str, row_of: dict[str, int]) -> int:
+    if isinstance(given, str):
+        if given not in row_of:
+            raise ValueError(
+                f"The source {name!r} proposes {given!r}, which is no id of the corpus. Give the corpus a column `_id` that "
+                "holds the source's ids, or propose row numbers."
+            )
+        return row_of[given]
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise TypeError(f"Expected row numbers or ids as strings from the source {name!r}, got {given!r}.")
+    return int(given)

@@ -8,7 +8,7 @@ from itertools import islice
 from numbers import Integral
 from typing import Any
 
-from st_hardneg.corpus.texts import same_text_key
+from st_hardneg.corpus.identity import same_text_key
 
 
 class DistinctTexts:

@@ -1,0 +1,272 @@
+"""LiveNegatives: the negatives in force, the table that training reads, and what a training begins with."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from st_hardneg.candidates import LAST_RESORT, Mining, Negatives
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.corpus.rows import Rows
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.dense import Encodings
+from st_hardneg.errors import MiningError
+from st_hardneg.hosts import set_fingerprint
+from st_hardneg.live.table import NegativeTable
+from st_hardneg.live.view import LiveView
+
+if TYPE_CHECKING:
+    from st_hardneg.training.checkpoint import CheckpointState
+
+logger = logging.getLogger(__name__)
+
+MANY_ROWS = 0.1
+"""A live view, or an output, that lacks more than this share of the rows is worth a warning."""
+
+
+def marked_ids(negatives: Negatives) -> Ids:
+    """Return the ids of some negatives as tables hold them: a last resort of corpus id x is ``-x - 2``.
+
+    Training reads its text, and losses, which see -1 in its place, mask it.
+    """
+    ids = negatives.ids
+    return torch.where(negatives.origins == LAST_RESORT, -ids - 2, ids).numpy()
+
+
+class LiveNegatives:
+    """The negatives in force. A mining is applied here, and undone; live views follow.
+
+    Args:
+        pairs: The rows and their queries.
+        corpus: The texts that ids count.
+        num_negatives: Negatives per row.
+    """
+
+    def __init__(self, pairs: Pairs, corpus: Corpus, num_negatives: int) -> None:
+        self._pairs, self._corpus, self._width = pairs, corpus, num_negatives
+        self.mining: Mining | None = None
+        self.num_minings = 0
+        self.encodings: Encodings | None = None
+        self.rows: Ids | None = None
+        self.view: LiveView | None = None
+        self.epoch_topics: Tensor | None = None
+        self._previous: Ids | None = None
+        self._base: tuple[Mining, int] | None = None
+        self._table: NegativeTable | None = None
+        self._handed_out: weakref.WeakSet[Dataset] = weakref.WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has views of its own: mining it must not change what another one's training reads.
+        return {**self.__dict__, "_table": None, "view": None, "_handed_out": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handed_out = weakref.WeakSet()
+
+    # --- a mining in force ----------------------------------------------------------------------------------------------
+
+    @property
+    def must_fill(self) -> Tensor:
+        """Boolean of shape ``(num_queries,)``: True where a live view needs every slot."""
+        needed = torch.zeros(self._pairs.num_queries, dtype=torch.bool)
+        if self.rows is not None:
+            needed[torch.from_numpy(self._pairs.row_query[self.rows])] = True
+        return needed
+
+    @property
+    def previous_ids(self) -> Ids:
+        """int64 of shape ``(num_queries, num_negatives)``: what was in force before, as :func:`marked_ids` has it."""
+        if self._previous is not None:
+            return self._previous
+        assert self.mining is not None
+        return marked_ids(self.mining.negatives)
+
+    def load(self, mining: Mining | None, num_minings: int, rows: Ids | None) -> None:
+        """Put in force what was read from files."""
+        self.mining, self.num_minings, self.rows = mining, num_minings, rows
+        self._base = None if mining is None else (mining, num_minings)
+
+    def apply(self, mining: Mining) -> None:
+        """Put a mining in force: copies and live views follow it from now on.
+
+        Raises:
+            MiningError: If it is another dataset's, or a row of a live view would get an empty slot; nothing is changed
+                then.
+        """
+        shape = (self._pairs.num_queries, self._width)
+        if tuple(mining.negatives.ids.shape) != shape:
+            raise MiningError(
+                f"Expected negatives of shape {shape}, got {tuple(mining.negatives.ids.shape)}. Apply a mining that this "
+                "very dataset computed."
+            )
+        if bool((self.must_fill[:, None] & ~mining.negatives.is_present).any()):
+            raise MiningError(
+                "Expected a negative in every slot of the live view's rows, got empty ones. Apply a mining that this "
+                "very dataset computed after the view was made."
+            )
+        generation = 0 if self._table is None else self._table.generation
+        try:
+            self._write(marked_ids(mining.negatives))
+        finally:
+            # An interrupt may come at any moment: once the live views have changed, the rest has to follow.
+            if self._table is None or self._table.generation != generation:
+                self._previous = None if self.mining is None else marked_ids(self.mining.negatives)
+                self.mining = mining
+                self.num_minings += 1
+                if mining.report.step is None:
+                    # Not a refresh: this is what a training begins with.
+                    self._base = (mining, self.num_minings)
+        self._mark_views()
+
+    def _write(self, marked: Ids) -> None:
+        if self._table is not None:
+            self._table.write(marked[self._pairs.row_query])
+
+    def reset(self) -> None:
+        """Go back to the last mining before a training, as if no training had refreshed it; the counter of draws, too."""
+        if self._base is not None and self.mining is not self._base[0]:
+            self._put_in_force(*self._base)
+
+    def _put_in_force(self, mining: Mining, num_minings: int) -> None:
+        self._write(marked_ids(mining.negatives))
+        self.mining, self.num_minings, self._previous = mining, num_minings, None
+        self.publish_topics()
+        self._mark_views()
+
+    def starting_state(self) -> tuple[Mining | None, int, Ids | None]:
+        """Return what a training begins with on this rank: the mining, its number, and the rows of the live view."""
+        return self.mining, self.num_minings, self.rows
+
+    def start_from(self, state: tuple[Mining | None, int, Ids | None]) -> None:
+        """Begin a training with another rank's state.
+
+        Raises:
+            ValueError: If this rank's live view has other rows.
+        """
+        mining, num_minings, rows = state
+        if mining is None or self.mining is None:
+            return
+        if (self.rows is None) != (rows is None) or (
+            self.rows is not None and rows is not None and not np.array_equal(self.rows, rows)
+        ):
+            raise ValueError(
+                "The ranks' live views have different rows: their minings left other slots empty. Mine on one rank, "
+                '`save_to_disk`, and load on all of them; or set `shortfall="random"`, which keeps every row.'
+            )
+        if not np.array_equal(marked_ids(mining.negatives), marked_ids(self.mining.negatives)):
+            logger.warning("This rank had mined other negatives than rank 0; it goes on with those of rank 0.")
+            self._put_in_force(mining, num_minings)
+
+    def restore(self, state: CheckpointState, *, old_batches: int = 0) -> None:
+        """Put the negatives of a checkpoint in force.
+
+        Args:
+            state: What was read from the checkpoint.
+            old_batches: How many batches the live view serves from the negatives before the last refresh: those that
+                the interrupted run had fetched ahead of it.
+
+        Raises:
+            ValueError: If the live view has other rows than that of the checkpoint.
+        """
+        if self.rows is not None and not np.array_equal(self.rows, state.live_rows):
+            raise ValueError(
+                f"Expected a live view of the rows of the checkpoint, got {len(self.rows):,} rows where it has "
+                f"{len(state.live_rows):,}, or others. In the resumed script, load what `save_to_disk` wrote before the "
+                "training, or mine with the very model that it started from before `as_dataset()`."
+            )
+        self._write(state.previous_ids)
+        self._write(marked_ids(state.mining.negatives))
+        self.serve_previous(old_batches)
+        self._previous = state.previous_ids
+        self.mining = state.mining
+        self.num_minings = state.num_minings
+        self._show_topics(None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics))
+        self._mark_views()
+
+    # --- views ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_shown(self) -> int:
+        """How many negatives of each row the live view shows."""
+        return self._width if self._table is None else self._table.num_shown
+
+    @num_shown.setter
+    def num_shown(self, number: int) -> None:
+        if self._table is not None:
+            self._table.num_shown = number
+
+    def publish_topics(self) -> None:
+        """Let batch samplers see the topics of the last mining; the callback does so between epochs only."""
+        self._show_topics(None if self.mining is None else self.mining.topics)
+
+    def _show_topics(self, topics: Tensor | None) -> None:
+        self.epoch_topics = topics
+        if self.view is not None:
+            self.view.topics = None if topics is None else topics.numpy()[self._pairs.row_query]
+
+    def serve_previous(self, batches: int) -> None:
+        """Let the live view read the next so many batches from before the last refresh; 0 ends it."""
+        if self.view is not None:
+            self.view.serve_previous(batches)
+
+    def dataset(self, rows: Rows, owner: object, *, with_ids: bool) -> Dataset:
+        """Return a live dataset of the rows that have all of their negatives; which ones is settled by the first call.
+
+        Args:
+            rows: The wrapped rows.
+            owner: The HardNegativeDataset.
+            with_ids: Whether the view has the label with ids.
+
+        Raises:
+            MiningError: If no row has all of its negatives.
+        """
+        assert self.mining is not None
+        marked = marked_ids(self.mining.negatives)[self._pairs.row_query]
+        if self.rows is None:
+            self.rows = self._complete_rows(marked)
+        if self._table is None:
+            self._table = NegativeTable(marked)
+        if self.view is None:
+            self.view = LiveView(
+                rows.anchors,
+                rows.positives,
+                self._corpus.texts,
+                self._table,
+                rows.anchor_name,
+                rows.positive_name,
+                self._pairs.row_query,
+                self._pairs.row_positive,
+                rows.weights,
+                owner=owner,
+            )
+            self.publish_topics()
+        view = self.view.dataset(self.rows, rows.dataset, with_ids=with_ids)
+        self._handed_out.add(view)
+        return view
+
+    def _complete_rows(self, marked: Ids) -> Ids:
+        complete = np.flatnonzero((marked != -1).all(axis=1))
+        if not len(complete):
+            raise MiningError(
+                f"Expected rows with all of their {self._width} negatives, got none. Lower `num_negatives`, loosen the "
+                "rules, or set `shortfall` to 'random' or 'repeat'."
+            )
+        if (left_out := len(marked) - len(complete)) > MANY_ROWS * len(marked):
+            logger.warning(
+                f"{left_out:,} of {len(marked):,} rows have an empty slot and are left out of the live "
+                'view. `shortfall="random"` keeps them; a smaller margin or a larger corpus fills them.'
+            )
+        return complete
+
+    def _mark_views(self) -> None:
+        # What `datasets` derives from a view from now on must not be mistaken for what it derived before.
+        if self.view is not None:
+            for dataset in self._handed_out:
+                set_fingerprint(dataset, self.view.fingerprint())

@@ -1,0 +1,198 @@
+"""From a mining to its report: every figure in it is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from st_hardneg.candidates import (
+    CARRIED_OVER,
+    EMPTY,
+    LAST_RESORT,
+    MINED,
+    ORIGINS,
+    RANDOM,
+    REPEATED,
+    Mining,
+    Negatives,
+    find_in_row,
+)
+from st_hardneg.config import MiningConfig
+from st_hardneg.errors import MiningError
+from st_hardneg.hardness import hardness_shares
+from st_hardneg.mining.filters import RULES, Tally
+from st_hardneg.mining.scoring import Scoring
+from st_hardneg.mining.task import Task
+from st_hardneg.report import MiningReport, peak_memory_mb, summarize
+
+# Shares of the slots, or of the nearest texts that are not found, above which a report says so in words.
+_MANY_FILLERS = 0.1
+_LEAST_RECALL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a report is made of, besides the negatives.
+
+    Args:
+        task: What was mined.
+        config: The recipe in force.
+        scoring: Scores of queries and texts.
+        tally: What the rules removed.
+        refresh: How many times the queries were mined before.
+        step: Training step, or -1.
+        semi_hard_margin: Margin by which easy is told from semi-hard.
+        recall: Recall of an approximate search, or None.
+    """
+
+    task: Task
+    config: MiningConfig
+    scoring: Scoring
+    tally: Tally
+    refresh: int
+    step: int
+    semi_hard_margin: float
+    recall: float | None
+
+
+def summarize_mining(
+    run: Run, negatives: Negatives, previous: Mining | None, seconds: Mapping[str, float]
+) -> MiningReport:
+    """Return the report of a mining.
+
+    Args:
+        run: What was mined and how.
+        negatives: What was found.
+        previous: The mining before it, if any.
+        seconds: Seconds spent, by name.
+    """
+    task, scoring, tally = run.task, run.scoring, run.tally
+    slots = torch.bincount(negatives.origins.flatten().long(), minlength=len(ORIGINS)).tolist()
+    lowest = scoring.lowest_positive_scores[:, None]
+    scores = negatives.scores.masked_fill(~negatives.is_present, torch.nan)
+    row_query = torch.from_numpy(task.pairs.row_query)
+    return MiningReport(
+        refresh=run.refresh,
+        step=None if run.step < 0 else run.step,
+        num_rows=task.pairs.num_rows,
+        num_queries=task.pairs.num_queries,
+        num_corpus=len(task.corpus.searched),
+        num_negatives=run.config.num_negatives,
+        num_candidates=tally.num_candidates,
+        num_kept=tally.num_kept,
+        removed=tally.removed,
+        removed_alone=tally.removed_alone,
+        num_slots=negatives.ids.numel(),
+        num_mined=slots[MINED],
+        num_carried_over=slots[CARRIED_OVER],
+        num_last_resort=slots[LAST_RESORT],
+        num_random=slots[RANDOM],
+        num_repeated=slots[REPEATED],
+        num_missing=slots[EMPTY],
+        num_incomplete_rows=int((~negatives.is_present).any(dim=1)[row_query].sum()),
+        scores={
+            "positive": summarize(scoring.row_scores),
+            "negative": summarize(scores),
+            "difference": summarize(lowest - scores),
+        },
+        hardness=hardness_shares(lowest, scores, run.semi_hard_margin),
+        semi_hard_margin=run.semi_hard_margin,
+        churn=None if previous is None else churn(previous.negatives.ids, negatives.ids),
+        seconds=dict(seconds),
+        peak_memory_mb=peak_memory_mb(),
+        similarity=scoring.vectors.similarity,
+        config=run.config.to_dict(),
+        sources=_by_source(negatives, task.source_names),
+        num_positives=_num_positives(task),
+        num_positives_in_corpus=_num_positives(task, task.corpus.num_given) if task.corpus.num_given else None,
+        num_merged_texts=task.corpus.num_merged,
+        recall=run.recall,
+        notes=tuple(_notes(run, slots, negatives.ids.numel())),
+    )
+
+
+def _by_source(negatives: Negatives, names: tuple[str, ...]) -> dict[str, int]:
+    counts = torch.bincount(negatives.sources[negatives.sources >= 0].long(), minlength=len(names)).tolist()
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
+def _num_positives(task: Task, below: int | None = None) -> int:
+    """Count the distinct positives, or those whose text has a corpus id below a number."""
+    identities = np.unique(task.corpus.identities[task.pairs.row_positive])
+    return len(identities) if below is None else int((identities < below).sum())
+
+
+def _notes(run: Run, slots: list[int], num_slots: int) -> list[str]:
+    """Return what deserves attention, in words."""
+    notes = []
+    removed = {rule: count for rule, count in run.tally.removed.items() if rule in RULES and not RULES[rule].always}
+    worst = max(removed, key=lambda rule: removed[rule], default=None)
+    share = removed[worst] / max(1, run.tally.num_candidates) if worst is not None else 0.0
+    because = (
+        f"`{worst}` removes {share:.1%} of the candidates. Loosen it" if share else "The corpus has too few others"
+    )
+    asked = run.config.quotas.get("random", 0) / run.config.num_negatives
+    for count, what in (
+        (slots[RANDOM], "are random texts, because nothing else was found"),
+        (
+            slots[LAST_RESORT],
+            "hold a text that a rule removes today, because nothing else was found; our losses mask it",
+        ),
+        (slots[EMPTY], "are empty"),
+    ):
+        if count > (_MANY_FILLERS + asked) * num_slots:
+            notes.append(f"{count / num_slots:.0%} of the slots {what}. {because}, or give a larger corpus.")
+    if run.recall is not None and run.recall < _LEAST_RECALL:
+        notes.append(
+            f"The searcher finds {run.recall:.0%} of the nearest texts. Raise its search parameters (`nprobe`, "
+            "`efSearch`), or search exactly."
+        )
+    return notes
+
+
+def churn(before: Tensor, after: Tensor) -> float:
+    """Return the share of filled slots whose negative was not among the query's negatives before.
+
+    Args:
+        before: int64 of shape ``(num_queries, n)``; -1 where empty.
+        after: int64 of shape ``(num_queries, m)``; -1 where empty.
+    """
+    filled = after >= 0
+    if not bool(filled.any()):
+        return 0.0
+    known, _ = find_in_row(after, before)
+    return float((filled & ~known).sum() / filled.sum())
+
+
+def require_any(negatives: Negatives, tally: Tally, task: Task) -> None:
+    """Raise if a mining found nothing at all.
+
+    Raises:
+        MiningError: If no slot holds a negative that passes today's rules; the error says which rule removed most.
+    """
+    found = (negatives.origins != EMPTY) & (negatives.origins != LAST_RESORT)
+    if not bool(found.any()):
+        raise MiningError(_nothing_found(tally, task))
+
+
+def _nothing_found(tally: Tally, task: Task) -> str:
+    if not tally.num_candidates:
+        return f"Expected candidates, got none in a corpus of {len(task.corpus)} texts. Give a larger corpus."
+    loosened = [rule for rule in tally.removed if rule not in ("anchor", "positive") and tally.removed[rule]]
+    worst = max(loosened, key=lambda rule: tally.removed[rule], default=None)
+    advice = f"Loosen `{worst}` or give a larger corpus." if worst else "Give a larger corpus."
+    counts = ", ".join(f"{rule} {count:,}" for rule, count in tally.removed.items() if count)
+    if tally.num_kept:
+        return (
+            f"Expected at least one negative, got none: {tally.num_kept:,} of {tally.num_candidates:,} candidates pass "
+            "the rules, and none of them lies in the rank window. Lower `range_min` or raise `range_max`."
+        )
+    return (
+        f"Expected at least one negative, got none: of {tally.num_candidates:,} candidates for "
+        f"{task.pairs.num_queries:,} queries, the rules removed all ({counts}). "
+        f"{advice}"
+    )

@@ -1,0 +1,82 @@
+"""Task: what a mining works on, as one value beside the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from st_hardneg.candidates import BUILT_IN_SOURCES
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.dense import similarity_name
+from st_hardneg.mining.filters import ExtraFilter
+from st_hardneg.search import ExactSearcher, Searcher
+from st_hardneg.sources.protocol import Source
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """Another model, which vetoes candidates that it scores above the positive.
+
+    Source: GISTEmbed, https://huggingface.co/papers/2402.16829, with a margin as Sentence Transformers' losses have it.
+
+    Args:
+        model: The model.
+        margin: By how much a candidate has to stay below the query's lowest positive score of the guide.
+
+    Raises:
+        TypeError: If the model cannot encode queries and documents.
+    """
+
+    model: Any
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        similarity_name(self.model)
+
+
+def exact_searcher(is_main: bool) -> Searcher:
+    """Return a searcher that compares everything with everything."""
+    return ExactSearcher()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is mined, and with what help; the recipe says which negatives are wanted.
+
+    Args:
+        pairs: The queries and their positives.
+        corpus: The texts that can be a negative.
+        sources: Sources of the caller's own by name.
+        source_names: What the numbers of sources stand for.
+        extra_filters: The caller's own filters by name.
+        cross_encoder: Rescores every candidate and positive, if given.
+        cross_encoder_pool: A multi-process pool of the cross encoder's.
+        guide: Another model, which vetoes candidates.
+        make_searcher: Returns a searcher; its argument says whether it is for the whole corpus.
+        batch_size: Texts encoded, and pairs rescored, at once.
+        query_chunk_size: Queries searched and filtered at once; bounds memory.
+        num_topics: Cluster the queries into so many topics; None for none.
+        include_positives: Let known positives through.
+        reserved: int64 of shape ``(num_queries,)``: how many places among what is retrieved are set aside for positives;
+            each query's number of positives if None.
+        kept: What outlives a mining, such as a BM25 index and a guide's vectors.
+    """
+
+    pairs: Pairs
+    corpus: Corpus
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    source_names: tuple[str, ...] = BUILT_IN_SOURCES
+    extra_filters: Mapping[str, ExtraFilter] = field(default_factory=dict)
+    cross_encoder: Any = None
+    cross_encoder_pool: Any = None
+    guide: Guide | None = None
+    make_searcher: Callable[[bool], Searcher] = exact_searcher
+    batch_size: int = 32
+    query_chunk_size: int = 512
+    num_topics: int | None = None
+    include_positives: bool = False
+    reserved: Ids | None = None
+    kept: MutableMapping[str, Any] = field(default_factory=dict)
