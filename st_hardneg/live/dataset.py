@@ -43,9 +43,9 @@ def _with_all_slots(method: Callable[..., Any]) -> Callable[..., Any]:
 class LiveDataset(Dataset):
     """A Dataset whose rows follow refreshes, and so do those that are derived from it.
 
-    Rows can be chosen, shuffled, sorted, filtered and split, columns dropped and added: all of it stays live. ``map`` keeps
-    live what it leaves as it was; what it computes stays as it is. Exports write the texts of that moment, and so does
-    a concatenation, which no longer follows refreshes.
+    Rows can be chosen, shuffled, sorted, filtered and split, columns dropped and added: all of it stays live. ``map``
+    keeps live what it leaves as it was; what it computes stays as it is. Exports write the texts of that moment. A
+    concatenation holds them, and no longer follows refreshes.
     """
 
     @classmethod
@@ -108,7 +108,7 @@ class LiveDataset(Dataset):
             same = _unchanged(rows, mapped.data)
             others = [name for name in mapped.column_names if name not in same]
             if same:
-                table = rows.beside_columns(mapped.column_names, mapped.data.select(others) if others else None)
+                table = rows.with_columns(mapped.column_names, mapped.data.select(others) if others else None)
                 hosts.replace_table(mapped, table.replace_schema_metadata(mapped.data.schema.metadata))
         return _live(mapped)
 
@@ -141,8 +141,9 @@ class LiveDataset(Dataset):
         alone = Dataset.from_dict({f"not {name}": np.arange(len(self))}).add_column(name, column, *args, **kwargs)
         result = copy.deepcopy(self)
         result.info.features[name] = alone.features[name]
-        added = hosts.InMemoryTable(rows.with_beside(alone.data.table.select([name])))
-        hosts.replace_table(result, rows.beside_columns([*rows.column_names, name], added))
+        added = alone.data.table.select([name])
+        added = added if rows.beside is None else rows.beside.followed_by(added)
+        hosts.replace_table(result, rows.with_columns([*rows.column_names, name], hosts.InMemoryTable(added)))
         if not hosts.shows_all_columns(self):
             result.set_format(**{**self.format, "columns": [*self.format["columns"], name]})
         hosts.set_fingerprint(result, hosts.generate_random_fingerprint())
@@ -159,7 +160,7 @@ class LiveDataset(Dataset):
 
 
 def _live(dataset: Dataset) -> Dataset:
-    """Make a dataset over live rows a LiveDataset, in place, with its rows chosen in the table; return others as they are."""
+    """Make a dataset over live rows a LiveDataset, in place, its rows chosen in the table; return others as they are."""
     rows = dataset.data
     if not isinstance(rows, LiveRows):
         return dataset

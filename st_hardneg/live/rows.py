@@ -10,13 +10,60 @@ import numpy as np
 import pyarrow as pa
 
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.hosts import InMemoryTable, TableBlock
+from st_hardneg.hosts import TableBlock
 from st_hardneg.live.view import LABEL_COLUMN, LiveView
 
 logger = logging.getLogger(__name__)
 
 _READ_ROWS = 10_000
 _SAMPLE = 100
+
+
+class Beside:
+    """Columns that are not a view's, which stand beside its own.
+
+    Args:
+        table: A table of ``datasets``.
+        rows: int64 of shape ``(num_rows,)``: the row of the table that each row is; None if they are in order.
+    """
+
+    def __init__(self, table: Any, rows: Ids | None = None) -> None:
+        self.table = table
+        self.rows = rows
+
+    def gather(self, places: Ids) -> Beside:
+        """Return the rows at these places."""
+        return Beside(self.table, places if self.rows is None else self.rows[places])
+
+    def select(self, names: list[str]) -> Beside | None:
+        """Return these columns, or None for none."""
+        return Beside(self.table.select(names), self.rows) if names else None
+
+    def renamed(self, names: Mapping[str, str]) -> Beside:
+        """Return the columns under new names."""
+        return Beside(self.table.rename_columns([names[name] for name in self.table.column_names]), self.rows)
+
+    def cast(self, schema: pa.Schema, *args: Any, **kwargs: Any) -> Beside:
+        """Return the columns in the types of a schema that has more columns."""
+        fields = [schema.field(name) for name in self.table.column_names]
+        return Beside(self.table.cast(pa.schema(fields), *args, **kwargs), self.rows)
+
+    def flatten(self) -> Beside:
+        """Return the columns with a column for each part of a struct."""
+        return Beside(self.table.flatten(), self.rows)
+
+    def read(self, places: Ids) -> pa.Table:
+        """Return the rows at these places."""
+        if not len(places):
+            return self.table.fast_slice(0, 0)
+        return self.table.fast_gather(places if self.rows is None else self.rows[places])
+
+    def followed_by(self, added: pa.Table) -> pa.Table:
+        """Return all rows in order, with further columns at the end."""
+        table = self.table.table if self.rows is None else self.table.table.take(pa.array(self.rows))
+        for field in added.schema:
+            table = table.append_column(field, added.column(field.name))
+        return table
 
 
 class LiveRows(TableBlock):
@@ -34,9 +81,7 @@ class LiveRows(TableBlock):
         view: Where rows are looked up.
         names: The columns, in order.
         rows: int64 of shape ``(num_rows,)``: the row of the wrapped dataset that each row of the table is.
-        beside: Columns that are not the view's, as a table of ``datasets``; a column of the view's name stands in its
-            place.
-        beside_rows: int64 of shape ``(num_rows,)``: the row of ``beside`` that each row is; None if they are in order.
+        beside: Columns that are not the view's; one that has the name of a view's stands in its place.
         metadata: Metadata of the schema.
         all_slots: Whether negatives that a schedule does not show yet are shown, as in exports.
     """
@@ -47,8 +92,7 @@ class LiveRows(TableBlock):
         names: Sequence[str],
         rows: Ids,
         *,
-        beside: Any = None,
-        beside_rows: Ids | None = None,
+        beside: Beside | None = None,
         metadata: Mapping[Any, Any] | None = None,
         all_slots: bool = False,
     ) -> None:
@@ -56,15 +100,16 @@ class LiveRows(TableBlock):
         self.view = view
         self.rows = rows
         self.beside = beside
-        self.beside_rows = beside_rows
         self.all_slots = all_slots
-        others = set() if beside is None else set(beside.column_names)
+        others = [] if beside is None else beside.table.schema.names
         self.live_names = [name for name in names if name not in others]
-        types = {name: pa.list_(pa.int64()) if name == LABEL_COLUMN else pa.string() for name in self.live_names}
-        fields = [pa.field(name, types[name]) if name in types else beside.schema.field(name) for name in names]
+        live = [
+            pa.field(name, pa.list_(pa.int64()) if name == LABEL_COLUMN else pa.string()) for name in self.live_names
+        ]
+        types = {field.name: field for field in [*live, *([] if beside is None else beside.table.schema)]}
         self._names = list(names)
         self._was_copied = False
-        self._schema = pa.schema(fields, metadata=metadata)
+        self._schema = pa.schema([types[name] for name in names], metadata=metadata)
 
     def _like(self, **changes: Any) -> LiveRows:
         state = {
@@ -72,7 +117,6 @@ class LiveRows(TableBlock):
             "names": self._names,
             "rows": self.rows,
             "beside": self.beside,
-            "beside_rows": self.beside_rows,
             "metadata": self._schema.metadata,
             "all_slots": self.all_slots,
         }
@@ -87,34 +131,22 @@ class LiveRows(TableBlock):
 
     def gather(self, places: Ids) -> LiveRows:
         """Return the live rows at these places, in their order."""
-        if self.beside is None:
-            return self._like(rows=self.rows[places])
-        return self._like(
-            rows=self.rows[places], beside_rows=places if self.beside_rows is None else self.beside_rows[places]
-        )
+        return self._like(rows=self.rows[places], beside=self.beside and self.beside.gather(places))
 
     def slice(self, offset: int = 0, length: int | None = None) -> LiveRows:
         """Return consecutive rows."""
         return self.gather(np.arange(len(self))[offset : None if length is None else offset + length])
 
-    def filter(self, mask: Any, *_: Any, **__: Any) -> LiveRows:
-        """Return the rows that a boolean mask marks."""
-        return self.gather(np.flatnonzero(np.asarray(mask)))
-
     def select(self, columns: Sequence[str | int], *_: Any, **__: Any) -> LiveRows:
         """Return these columns, given by name or position."""
         names = [self._names[self._place(column)] for column in columns]
         others = [name for name in names if name not in self.live_names]
-        return self._like(names=names, beside=self.beside.select(others) if others else None)
+        return self._like(names=names, beside=self.beside and self.beside.select(others))
 
     def drop(self, columns: Sequence[str], *_: Any, **__: Any) -> LiveRows:
         """Return the table without these columns."""
         gone = {self._names[self._place(column)] for column in columns}
         return self.select([name for name in self._names if name not in gone])
-
-    def remove_column(self, i: int, *_: Any, **__: Any) -> LiveRows:
-        """Return the table without the column at this position."""
-        return self.drop([self._names[i]])
 
     def _place(self, column: str | int) -> int:
         if isinstance(column, int):
@@ -123,23 +155,14 @@ class LiveRows(TableBlock):
             raise KeyError(f'Field "{column}" does not exist in schema')
         return self._names.index(column)
 
-    def beside_columns(self, names: Sequence[str], added: Any) -> LiveRows:
-        """Return the table with further columns; what is live stays live.
+    def with_columns(self, names: Sequence[str], beside: Any) -> LiveRows:
+        """Return the table with other columns; what is live stays live.
 
         Args:
             names: All columns, in order.
-            added: A table of ``datasets`` with a row for each row, which holds all columns that are not live.
+            beside: A table of ``datasets`` with a row for each row, which holds all columns that are not live; or None.
         """
-        return self._like(names=names, beside=added, beside_rows=None)
-
-    def with_beside(self, added: pa.Table) -> pa.Table:
-        """Return the columns that are not the view's, as an Arrow table with a row for each row, and these after them."""
-        if self.beside is None:
-            return added
-        beside = self.beside.table if self.beside_rows is None else self.beside.table.take(pa.array(self.beside_rows))
-        for field in added.schema:
-            beside = beside.append_column(field, added.column(field.name))
-        return beside
+        return self._like(names=names, beside=None if beside is None else Beside(beside))
 
     def everything(self, all_slots: bool = True) -> LiveRows:
         """Return the table with or without the negatives that a schedule does not show yet."""
@@ -161,10 +184,7 @@ class LiveRows(TableBlock):
                     "its name. Rename columns before the dataset is wrapped, or rename those of a copy, "
                     "`hard_negatives.to_dataset()`."
                 )
-        beside = self.beside
-        if beside is not None:
-            beside = beside.rename_columns([new.get(name, name) for name in beside.column_names])
-        return self._like(names=list(names), beside=beside)
+        return self._like(names=list(names), beside=self.beside and self.beside.renamed(new))
 
     def cast(self, target_schema: pa.Schema, *args: Any, **kwargs: Any) -> LiveRows:
         """Cast columns that are not the view's.
@@ -176,14 +196,10 @@ class LiveRows(TableBlock):
             have, wanted = self._schema.field(name).type, target_schema.field(name).type
             if have != wanted:
                 raise TypeError(
-                    f"The column {name!r} of a live view is read as {have} and cannot be cast to {wanted}. Cast columns of a "
-                    "copy, `hard_negatives.to_dataset()`."
+                    f"The column {name!r} of a live view is read as {have} and cannot be cast to {wanted}. Cast columns "
+                    "of a copy, `hard_negatives.to_dataset()`."
                 )
-        beside = self.beside
-        if beside is not None:
-            fields = [target_schema.field(name) for name in beside.column_names]
-            beside = beside.cast(pa.schema(fields), *args, **kwargs)
-        return self._like(beside=beside)
+        return self._like(beside=self.beside and self.beside.cast(target_schema, *args, **kwargs))
 
     def replace_schema_metadata(self, metadata: Mapping[Any, Any] | None = None) -> LiveRows:
         """Return the table with other metadata."""
@@ -193,27 +209,17 @@ class LiveRows(TableBlock):
         """Return the table with a column for each part of a struct; live columns have none."""
         if self.beside is None:
             return self
-        beside, names = self.beside.flatten(), []
+        beside = self.beside.flatten()
+        names: list[str] = []
         for name in self._names:
-            parts = [other for other in beside.column_names if other.startswith(f"{name}.")]
-            names += [name] if name in self.live_names or name in beside.column_names else parts
+            others = beside.table.schema.names
+            parts = [other for other in others if other.startswith(f"{name}.")]
+            names += [name] if name in self.live_names or name in others else parts
         return self._like(names=names, beside=beside)
 
     def combine_chunks(self, *_: Any, **__: Any) -> LiveRows:
         """Return the table, which has no chunks."""
         return self
-
-    def add_column(self, i: int, field_: Any, column: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a copy of all texts with a further column."""
-        return InMemoryTable(self.table.add_column(i, field_, column, *args, **kwargs))
-
-    def append_column(self, field_: Any, column: Any) -> Any:
-        """Return a copy of all texts with a further column at the end."""
-        return InMemoryTable(self.table.append_column(field_, column))
-
-    def set_column(self, i: int, field_: Any, column: Any) -> Any:
-        """Return a copy of all texts with another column in place of one."""
-        return InMemoryTable(self.table.set_column(i, field_, column))
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
@@ -231,16 +237,20 @@ class LiveRows(TableBlock):
             dict(self.view.resolve(self.rows[places], live, all_slots=self.all_slots)) if live else {}
         )
         if len(live) < len(names):
-            found = self.beside.fast_gather(places if self.beside_rows is None else self.beside_rows[places])
+            assert self.beside is not None
+            found = self.beside.read(places)
             columns.update((name, found.column(name)) for name in names if name not in columns)
         fields = [self._schema.field(name) for name in names]
         return pa.table([_array(columns[field.name], field.type) for field in fields], schema=pa.schema(fields))
+
+    def _resolve(self, places: Ids, names: list[str]) -> dict[str, list[Any]]:
+        return self.view.resolve(self.rows[places], names, all_slots=self.all_slots) if names else {}
 
     def fetch(self, places: Ids) -> list[dict[str, Any]]:
         """Return the rows at these places as dictionaries, as a DataLoader asks for them."""
         names = self._names if self.all_slots else self.view.shown(self._names)
         live = [name for name in names if name in self.live_names]
-        columns: dict[str, list[Any]] = self.view.resolve(self.rows[places], live, all_slots=self.all_slots)
+        columns = self._resolve(places, live)
         if len(live) < len(names):
             columns |= self.read(places, [name for name in names if name not in live]).to_pydict()
         ordered = [columns[name] for name in names]
@@ -259,10 +269,6 @@ class LiveRows(TableBlock):
         stop = len(self) if length is None else min(len(self), offset + max(0, length))
         return self.read(np.arange(offset, max(offset, stop)))
 
-    def to_batches(self, max_chunksize: int | None = None, **_: Any) -> list[pa.RecordBatch]:
-        """Return all rows in batches."""
-        return list(self.to_reader(max_chunksize))
-
     def to_reader(self, max_chunksize: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield all rows in batches; each is looked up when it is its turn."""
         size = max_chunksize or _READ_ROWS
@@ -275,8 +281,8 @@ class LiveRows(TableBlock):
         if len(self) and self.shows_negatives and not self._was_copied:
             self._was_copied = True
             logger.warning(
-                f"The texts of {len(self):,} rows of a live view were copied, as a concatenation needs them. The copy does "
-                "not follow refreshes; to train on several datasets give the trainer a DatasetDict of live views."
+                f"The texts of {len(self):,} rows of a live view were copied, as a concatenation needs them. The copy "
+                "does not follow refreshes; to train on several datasets give the trainer a DatasetDict of live views."
             )
         return self.copied()
 
@@ -291,9 +297,6 @@ class LiveRows(TableBlock):
     def column(self, i: str | int) -> pa.ChunkedArray:
         """Return a copy of one column."""
         return self.select([i]).copied().column(0)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.slice(*_start_and_length(i, len(self))) if isinstance(i, slice) else self.column(i)
 
     def field(self, i: str | int) -> pa.Field:
         """Return name and type of a column."""
@@ -350,10 +353,3 @@ class LiveRows(TableBlock):
 
 def _array(values: Any, kind: pa.DataType) -> Any:
     return values if isinstance(values, pa.ChunkedArray) else pa.array(values, type=kind)
-
-
-def _start_and_length(part: slice, size: int) -> tuple[int, int]:
-    start, stop, step = part.indices(size)
-    if step != 1:
-        raise IndexError("only slices with step 1 supported")
-    return start, max(0, stop - start)
