@@ -105,6 +105,13 @@ def bag_of_words() -> SentenceTransformer:
     return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
 
 
+def other_model(seed: int) -> SentenceTransformer:
+    """Return a model of the words of :func:`bag_of_words` with other vectors, of 8 dimensions."""
+    import torch
+
+    return word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(seed)))
+
+
 def random_texts(count: int, seed: int, length: int = 4) -> list[str]:
     """Return texts of random words that :func:`bag_of_words` knows."""
     rng = random.Random(seed)

@@ -191,7 +191,16 @@ def _check_named(named: NamedSources, in_corpus: Sequence[str]) -> None:
             f"Expected `sources` to name sources of this dataset, got {name!r}. Sources are {known}; give others to "
             f"`HardNegativeDataset(sources={{{name!r}: ...}})`.{hint}"
         )
-    if "lexical" in (named.config.sources or {}):
+    require_extras(named.config)
+
+
+def require_extras(config: MiningConfig) -> None:
+    """Raise if a source that the recipe names needs an extra that is not installed, before anything is encoded.
+
+    Raises:
+        MissingExtraError: If it does.
+    """
+    if "lexical" in (config.sources or {}):
         require_extra("bm25s", "lexical", "The source 'lexical'")
 
 
