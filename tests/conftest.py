@@ -21,6 +21,8 @@ collect_ignore = ["mutation"]  # a command of its own, with a dependency of its 
 
 # The process that hands tests out to others reads this file, too: what takes seconds to import is imported on use.
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
@@ -125,6 +127,12 @@ def word_pairs() -> Dataset:
 
     texts = list(dict.fromkeys(random_texts(120, seed=1)))[:96]
     return Dataset.from_dict({"anchor": texts[:48], "positive": texts[48:]})
+
+
+@pytest.fixture
+def bm25s() -> ModuleType:
+    """The library of the lexical source, where it is installed."""
+    return pytest.importorskip("bm25s")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import Vectors, embed
-from st_hardneg.mining.filters import NEEDS_POSITIVE_SIMILARITY, looks_deep
+from st_hardneg.mining.filters import compares_positives, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
 from st_hardneg.mining.scoring import Scoring
@@ -127,7 +127,7 @@ def _judge(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar
         task.cross_encoder,
         task.batch_size,
         task.cross_encoder_pool,
-        with_positive_similarity=any(getattr(config, name) is not None for name in NEEDS_POSITIVE_SIMILARITY),
+        with_positive_similarity=compares_positives(config),
         rescore_known=task.include_positives,
         guide=_guide_vectors(task, show_progress_bar),
     )

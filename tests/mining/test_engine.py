@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
-from tests.conftest import random_texts
+from st_hardneg.candidates import is_repeated
+from tests.conftest import other_model, random_texts
 
 ANGLES = [20, 35, 41, 45, 60, 90, 120]
 # Toy B of the field's literature as rebuilt for this project: query at 0°, positive at 40°, documents at known angles.
@@ -227,3 +228,20 @@ def test_the_report_counts_alone_and_together(protractor):
     assert report.scores["negative"]["max"] == pytest.approx(math.cos(math.radians(45)), abs=1e-6)
     assert report.to_dict()["config"]["relative_margin"] == 0.05
     assert "relative_margin" in str(report) and "semi-hard 33.3%" in str(report)
+
+
+def test_wide_rows_take_no_quadratic_memory():
+    """500 negatives a row from two sources, twice: memory for all pairs of a row would be gigabytes."""
+    import resource
+
+    texts = list(dict.fromkeys(random_texts(500, seed=8, length=2)))
+    pairs = Dataset.from_dict({"anchor": texts[:60], "positive": texts[60:120]})
+    corpus = [f"{one} {number}" for number, one in enumerate(texts * 5)]
+    config = MiningConfig(num_negatives=500, random_rate=0.5, sources={"dense": 400, "random": 100})
+    hard_negatives = HardNegativeDataset(pairs, corpus, config)
+    hard_negatives.mine(other_model(0), show_progress_bar=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hard_negatives.mine(other_model(1), show_progress_bar=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+    ids = torch.from_numpy(hard_negatives.negative_ids)
+    assert bool((ids >= 0).all()) and not bool(is_repeated(ids).any())

@@ -44,11 +44,6 @@ def bm25(query: str, documents: Sequence[str]) -> list[float]:
 LEXICAL_ROWS = [("Apple tree jam", "orchard"), ("the plum garden", "fruit"), ("cinnamon wall cinnamon", "spice")]
 
 
-@pytest.fixture
-def bm25s():
-    return pytest.importorskip("bm25s")
-
-
 def test_lexical_negatives_are_those_of_bm25(bm25s):
     """Order, scores and ranks are a plain loop's; what shares no word is not returned."""
     found = mined(LEXICAL_ROWS, Model(by_seed(0)), FRUIT, num_negatives=6, sources={"lexical": 6})
