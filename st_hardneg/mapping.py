@@ -23,6 +23,7 @@ from st_hardneg.encoders.vectors import stacked
 from st_hardneg.hosts import pklregister, weights_versions
 from st_hardneg.mining.engine import mine
 from st_hardneg.mining.task import Task
+from st_hardneg.sources.build import require_extras
 
 
 class HardNegativeMiner:
@@ -246,6 +247,7 @@ def _check_config(config: MiningConfig) -> None:
                 f"Expected `{name}={getattr(MiningConfig(), name)!r}`, got {getattr(config, name)!r}, which needs all "
                 "rows at once; `map` shows one batch. Use a HardNegativeDataset."
             )
+    require_extras(config)
 
 
 @pklregister(HardNegativeMiner)

@@ -14,7 +14,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import Vectors, embed
-from st_hardneg.mining.filters import NEEDS_POSITIVE_SIMILARITY, has_adaptive_bounds, looks_deep
+from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
 from st_hardneg.mining.scoring import Scoring
@@ -133,7 +133,7 @@ def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_b
         task.cross_encoder,
         task.batch_size,
         task.cross_encoder_pool,
-        with_positive_similarity=any(getattr(config, name) is not None for name in NEEDS_POSITIVE_SIMILARITY),
+        with_positive_similarity=compares_positives(config),
         is_centered=has_adaptive_bounds(config),
         rescore_known=task.include_positives,
         guide=_guide_vectors(task, show_progress_bar),
