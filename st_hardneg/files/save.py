@@ -138,7 +138,9 @@ def _write_part(folder: str, name: str, dataset: Dataset | None) -> None:
 
 def _added_texts(corpus: Corpus) -> Dataset | None:
     """Return the texts that are numbered and not in the given corpus, and where each comes from."""
-    texts = list(corpus.texts.after(corpus.num_given))
+    # Of the type of the given corpus, or joining the two would convert all of it.
+    kind = corpus.texts.type if corpus.given is None else TextColumn(corpus.given, corpus.text_column).type
+    texts = [part.cast(kind) for part in corpus.texts.after(corpus.num_given)]
     if not sum(map(len, texts)):
         return None
     added = [block for block in corpus.blocks if block.start >= corpus.num_given]
@@ -238,7 +240,8 @@ def _read_numbering(path: str, content: dict[str, Any]) -> tuple[Rows, Corpus, P
     corpus: Corpus = build(Corpus, plain.get("corpus"), "corpus", given=given, texts=anchors)
     if given is not None:
         columns.insert(0, _texts(path, given, "corpus", corpus.text_column))
-    if not columns or corpus.num_given != (0 if given is None else len(given)):
+    is_joined = bool(columns) and all(column.type == columns[0].type for column in columns)
+    if not is_joined or corpus.num_given != (0 if given is None else len(given)):
         raise damaged(path, "the corpus is not the one that was numbered")
     corpus = replace(corpus, texts=columns[0] if len(columns) == 1 else columns[0].followed_by(columns[1]))
     pairs: Pairs = build(Pairs, plain.get("pairs"), "pairs", anchors=anchors)
