@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
 from typing import Any
 
@@ -240,6 +240,16 @@ class Mining:
     source_names: tuple[str, ...]
     report: MiningReport
     topics: Tensor | None = None
+
+    def recoded(self, names: Sequence[str]) -> Mining:
+        """Return the same mining, its sources numbered as places in these names; further ones follow them."""
+        if self.source_names == tuple(names):
+            return self
+        every = [*names, *(name for name in self.source_names if name not in names)]
+        codes = torch.tensor([*(every.index(name) for name in self.source_names), -1], dtype=torch.int8)
+        values = {name: getattr(self.negatives, name) for name in COLUMNS}
+        values["sources"] = codes[self.negatives.sources.long()]
+        return replace(self, negatives=Negatives(**values), source_names=tuple(every))
 
 
 def is_repeated(values: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def mine(
     refresh: int = 0,
     step: int = -1,
     must_fill: Tensor | None = None,
+    keep_vectors: bool = False,
     semi_hard_margin: float = 0.2,
     show_progress_bar: bool = False,
     between_chunks: Callable[[], None] | None = None,
@@ -49,6 +50,7 @@ def mine(
         refresh: How many times these queries were mined before; part of every random draw.
         step: Training step to note for every negative that is found now; -1 before training.
         must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
+        keep_vectors: Whether the encoder is frozen, so that its vectors are kept for the next mining.
         semi_hard_margin: Margin by which the report tells easy from semi-hard negatives.
         show_progress_bar: Whether to show progress.
         between_chunks: Called after every chunk of queries.
@@ -59,13 +61,7 @@ def mine(
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
-    vectors = embed(
-        task.pairs,
-        task.corpus,
-        encoder,
-        searched=task.kept.get("searched vectors"),
-        show_progress_bar=show_progress_bar,
-    )
+    vectors = _vectors(task, encoder, keep_vectors, show_progress_bar)
     judge = _judge(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
     shop = Workshop(
@@ -73,7 +69,7 @@ def mine(
     )
     sources = build_sources(shop)
     watch.lap("search")
-    earlier = None if previous is None else previous.negatives
+    earlier = None if previous is None else previous.recoded(task.source_names).negatives
     coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
     story = Story(judge, sources, task.source_names, _plan(task, config), refresh, earlier, coin)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
@@ -91,6 +87,19 @@ def mine(
         summarize_mining(run, negatives, previous, watch.seconds),
         _topics(task, vectors, config.seed),
     )
+
+
+def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
+    """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
+    fingerprint = encoder.fingerprint() if keep else None
+    if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
+        kept: Vectors = task.kept["frozen"][1]
+        return kept
+    searched = task.kept.get("searched vectors")
+    vectors = embed(task.pairs, task.corpus, encoder, searched=searched, show_progress_bar=show_progress_bar)
+    if fingerprint is not None:
+        task.kept["frozen"] = (fingerprint, vectors)
+    return vectors
 
 
 class _Watch:
