@@ -304,15 +304,14 @@ def _read_mining(
 
 
 def _texts(path: str, dataset: Dataset, part: str, name: str) -> TextColumn:
-    """Return a column of texts that can be read without a look at each.
+    """Return a column of texts.
 
     Raises:
         ValueError: If it is not there, does not hold texts, or lacks some.
     """
     if name not in dataset.column_names or getattr(dataset.features[name], "dtype", None) not in TEXT_TYPES:
         raise damaged(path, f"{part!r} has no column {name!r} of texts")
-    column = dataset.data.column(name)
-    if column.null_count or not all(_can_be_followed(chunk) for chunk in column.chunks):
+    if dataset.data.column(name).null_count:
         raise damaged(path, f"the column {name!r} of {part!r} has rows without a text")
     return TextColumn(dataset, name)
 
@@ -345,6 +344,9 @@ def _read_part(path: str, name: str) -> Dataset | None:
         raise damaged(path, f"{name!r} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(part, Dataset):
         raise damaged(path, f"{name!r} is not a dataset")
+    for column in part.column_names:
+        if not all(_can_be_followed(chunk) for chunk in part.data.column(column).chunks):
+            raise damaged(path, f"the column {column!r} of {name!r} does not hold texts as Arrow writes them")
     return part.with_format(None)
 
 
