@@ -79,7 +79,7 @@ _MOVED = {
     "easy_ratio": "Set `replacement=Easy(ratio=..., score=...)`.",
     "easy_score": "Set `replacement=Easy(ratio=..., score=...)`.",
     "margin": "Set `absolute_margin`, as the deprecated `margin` of Sentence Transformers means, or `relative_margin`.",
-    "use_multi_process": "Encoding over several devices is for `mine_hard_negatives`; under DDP a refresh shares by itself.",
+    "use_multi_process": "It is an argument of `mine_hard_negatives`; under DDP a refresh shares by itself.",
 }
 
 

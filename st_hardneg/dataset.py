@@ -101,22 +101,14 @@ class HardNegativeDataset(MinedDataset):
         symmetric: bool | None = None,
         **fields: Any,
     ) -> None:
+        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
         self._wrapped: Wrapped = wrap(
             dataset,
             corpus,
             config,
             fields,
-            Help(
-                cross_encoder,
-                guide,
-                searcher,
-                use_faiss,
-                extra_filters,
-                batch_size,
-                query_chunk_size,
-                corpus_chunk_size,
-                num_topics,
-            ),
+            helpers,
             anchor_column_name=anchor_column_name,
             positive_column_name=positive_column_name,
             sources=sources,

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,16 +15,16 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from st_hardneg.candidates import Candidates, Mining
+from st_hardneg.candidates import Candidates
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
 from st_hardneg.encoders import DenseEncoder, Encoder, Encodings
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.encoders.vectors import stacked
+from st_hardneg.encoders.store import CachedEncoder
 from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
+from st_hardneg.formats.statistics import Outcome
 from st_hardneg.mining.engine import mine
 from st_hardneg.mining.task import Task
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
@@ -141,14 +140,14 @@ def mine_hard_negatives(
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
     max_positives = int(np.bincount(pairs.row_query).max())
-    bounds = (absolute_margin, relative_margin, max_score, min_score)
-    rescored = cross_encoder is not None and any(bound is not None for bound in bounds)
+    in_force = (absolute_margin, relative_margin, max_score, min_score)
+    rescored = cross_encoder is not None and any(bound is not None for bound in in_force)
     range_max = _range_max(
         range_min,
         range_max,
         num_negatives,
         max_positives,
-        deep=any(bound is not None for bound in bounds[:3]) or (cross_encoder is not None and min_score is not None),
+        deep=any(bound is not None for bound in in_force[:3]) or (cross_encoder is not None and min_score is not None),
         use_faiss=use_faiss,
         say=say,
     )
@@ -198,9 +197,7 @@ def mine_hard_negatives(
         output_format, (anchor_name, positive_name), pairs, numbered.corpus, mining, rows, output_scores=output_scores
     )
     if verbose:
-        outcome = _Outcome(
-            pairs, mining, rows, output_format, len(result), {**config.to_dict(), "min_score": min_score}
-        )
+        outcome = Outcome(pairs, mining, rows, output_format, len(result), {**config.to_dict(), "min_score": min_score})
         for line in outcome.lines():
             say(line)
     return result
@@ -358,109 +355,4 @@ def _encoder(model: Any, encodings: Encodings, cache_folder: str | None, say: Ca
         )
         return encoder
     os.makedirs(cache_folder, exist_ok=True)
-    return _Cached(encoder, cache_folder, fingerprint, say)
-
-
-class _Cached:
-    """An encoder that keeps its vectors on disk, by everything that decides them."""
-
-    def __init__(self, encoder: DenseEncoder, folder: str, fingerprint: str, say: Callable[..., None]) -> None:
-        self.encoder, self.folder, self.key, self.say = encoder, folder, fingerprint, say
-        self.similarity, self.pairwise, self.score_function = (
-            encoder.similarity,
-            encoder.pairwise,
-            encoder.score_function,
-        )
-
-    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
-        return self._kept("query", texts, lambda: self.encoder.queries(texts, show_progress_bar=show_progress_bar))
-
-    def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
-        def encode() -> Tensor:
-            return stacked(self.encoder.corpus(texts, show_progress_bar=show_progress_bar), len(texts))
-
-        yield self._kept("corpus", texts, encode)
-
-    def fingerprint(self) -> str | None:
-        return self.key
-
-    def _kept(self, kind: str, texts: Sequence[str], encode: Callable[[], Tensor]) -> Tensor:
-        key = recipe_fingerprint(self.key, kind, texts_fingerprint(texts))
-        path = os.path.join(self.folder, f"{kind}_embeddings_{key}.npy")
-        if os.path.exists(path):
-            embeddings = torch.from_numpy(np.load(path, allow_pickle=False))
-            self.say(f"[Cache] Loaded {kind} embeddings from {path} (shape={tuple(embeddings.shape)})")
-            return embeddings
-        embeddings = encode()
-        # Written under another name first: a run that is stopped half-way leaves no half file under the real one.
-        partial_path = f"{path}.{os.getpid()}.partial"
-        with open(partial_path, "wb") as file:
-            np.save(file, embeddings.cpu().numpy())
-        os.replace(partial_path, path)
-        self.say(f"[Cache] Saved {kind} embeddings to {path}")
-        return embeddings
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What ST prints of a mining: scores, what was skipped, what is missing."""
-
-    pairs: Pairs
-    mining: Mining
-    rows: Ids
-    output_format: OutputFormat
-    num_written: int
-    values: dict[str, Any]
-
-    def lines(self) -> Iterator[str]:
-        """Yield the lines."""
-        mining, rows = self.mining, self.rows
-        positive = mining.positive_cross_encoder_scores
-        positive = (mining.positive_similarities if positive is None else positive)[torch.from_numpy(rows)]
-        negatives = mining.negatives.rows(torch.from_numpy(self.pairs.row_query[rows]))
-        present = negatives.is_present
-        if self.output_format == "n-tuple":
-            present = present & present.all(dim=1, keepdim=True)
-        difference = (positive[:, None] - negatives.scores)[present]
-        negative = negatives.scores[present]
-        yield f"{'Metric':<6} {'Positive':>14} {'Negative':>14} {'Difference':>14}"
-        yield f"{'Count':<6} {len(positive):>14,} {len(negative):>14,} {'':>14}"
-        for name, function in _METRICS.items():
-            row = [
-                function(values.double().numpy()) if len(values) else np.nan
-                for values in (positive, negative, difference)
-            ]
-            yield f"{name:<6} " + " ".join(f"{value:>14.4f}" for value in row)
-        for rule, count in mining.report.removed.items():
-            if count and rule in ("absolute_margin", "relative_margin", "max_score", "min_score"):
-                share = count / max(1, mining.report.num_candidates)
-                yield f"Skipped {count:,} potential negatives ({share:.2%}) due to the {rule} of {self.values[rule]}."
-        yield from self._missing()
-
-    def _missing(self) -> Iterator[str]:
-        num_negatives = self.values["num_negatives"]
-        possible = {
-            "triplet": len(self.rows) * num_negatives,
-            "labeled-pair": self.pairs.num_queries * num_negatives + self.pairs.num_rows,
-        }.get(self.output_format, len(self.rows))
-        if (missing := possible - self.num_written) > 0:
-            advice = ["range_max"] + (["range_min"] if self.values["range_min"] else [])
-            bounds = ("absolute_margin", "relative_margin", "max_score")
-            advice += [name for name in bounds if self.values[name] is not None]
-            listed = advice[0] if len(advice) == 1 else ", ".join(advice[:-1]) + " and " + advice[-1]
-            yield (
-                f"Could not find enough negatives for {missing} samples ({missing / possible:.2%}). Consider adjusting the "
-                f"{listed} parameter{'s' if len(advice) > 1 else ''} if you'd like to find more valid negatives."
-            )
-
-
-_METRICS: dict[str, Callable[[Any], Any]] = {
-    "Mean": np.mean,
-    "Median": np.median,
-    "Std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan,
-    "Min": np.min,
-    "25%": lambda values: np.quantile(values, 0.25),
-    "50%": np.median,
-    "75%": lambda values: np.quantile(values, 0.75),
-    "Max": np.max,
-}
+    return CachedEncoder(encoder, cache_folder, fingerprint, say)

@@ -157,7 +157,7 @@ def read_in_batches(dataset: object, make_reader: Callable[[list[Any]], Callable
 
 
 def weights_versions(model: object) -> int:
-    """Return a number that changes whenever a weight of a model is changed in place, as an optimizer does; 0 for others."""
+    """Return a number that changes when a weight of a model is changed in place, as an optimizer does; 0 for others."""
     parameters = getattr(model, "parameters", None)
     if not callable(parameters):
         return 0

@@ -160,8 +160,8 @@ class HardNegativeMiner:
         """
         if self._versions != weights_versions(self.model):
             raise ValueError(
-                "The model was trained after this miner was made, so that its vectors of the corpus are out of date. Make a "
-                "new HardNegativeMiner."
+                "The model was trained after this miner was made, so that its vectors of the corpus are out of date. Make "
+                "a new HardNegativeMiner."
             )
         ours = [*self.negative_names]
         ours += ["scores"] if self.output_scores else []

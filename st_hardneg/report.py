@@ -170,9 +170,8 @@ class MiningReport:
             f"  {'retrieved':<34}{self.num_candidates:>12,}",
         ]
         for rule, count in self.removed.items():
-            lines.append(
-                f"  {'- ' + rule:<34}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone.get(rule, 0):>17,}"
-            )
+            share, alone = _share(count, self.num_candidates), self.removed_alone.get(rule, 0)
+            lines.append(f"  {'- ' + rule:<34}{count:>12,}{share:>9}{alone:>17,}")
         return [*lines, f"  {'kept':<34}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}"]
 
     def _slots(self) -> list[str]:

@@ -53,7 +53,7 @@ def _check_number(strategy: Any, name: str, *, above: float | None = None, least
         raise ValueError(f"Expected `{name}` of {kind} to be at least {least:g}, got {value!r}.")
 
 
-# --- sampling strategies: log weights of shape (q, k), float64 ------------------------------------------------------------
+# --- sampling strategies: log weights of shape (q, k), float64 --------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Encodings:
 
 
 class DenseEncoder:
-    """A model with one vector per text: a SentenceTransformer, or any object with ``encode_query`` and ``encode_document``.
+    """A model with one vector per text: a SentenceTransformer, or an object with ``encode_query`` and ``encode_document``.
 
     Args:
         model: The model.

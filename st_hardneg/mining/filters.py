@@ -107,8 +107,8 @@ def keeps_max_positive_similarity(candidates: Candidates, max_similarity: float)
 def keeps_max_relative_positive_similarity(candidates: Candidates, ratio: float) -> Tensor:
     """Keep what is at most ``p - |p| * (1 - ratio)`` similar to each of the query's own positives.
 
-    ``p`` is the model's similarity of the query and its lowest positive: what stays is further from every right answer than
-    ``ratio`` of how close the query itself is to its own.
+    ``p`` is the model's similarity of the query and its lowest positive: what stays is further from every right answer
+    than ``ratio`` of how close the query itself is to its own.
     """
     assert candidates.positive_similarity is not None
     positive = candidates.lowest_positive_similarities

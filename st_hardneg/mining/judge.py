@@ -63,7 +63,7 @@ class Judge:
         return Negatives(**values), self.masks(candidates)[1]
 
     def is_never_right(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
-        """Tell which texts, of shape ``(q, k)``, are neither the query's own, nor known to be right, whatever they score."""
+        """Tell which texts, of shape ``(q, k)``, are neither the query's own nor known to be right."""
         candidates = self._unranked(query_ids, corpus_ids, torch.full(corpus_ids.shape, -1, dtype=torch.int8))
         facts = Facts(candidates, self.scoring.pairs, self.scoring.corpus, self.config)
         masks = [rule.keeps(facts) for rule in RULES.values() if rule.always]
