@@ -246,7 +246,11 @@ def _read_numbering(path: str, content: dict[str, Any]) -> tuple[Rows, Corpus, P
     corpus = replace(corpus, texts=columns[0] if len(columns) == 1 else columns[0].followed_by(columns[1]))
     pairs: Pairs = build(Pairs, plain.get("pairs"), "pairs", anchors=anchors)
     _check_numbers(path, rows, corpus, pairs)
-    if content["texts"] not in (None, _sample_of_texts(anchors, positives, corpus.texts)):
+    try:
+        are_same = content["texts"] in (None, _sample_of_texts(anchors, positives, corpus.texts))
+    except UnicodeDecodeError:
+        are_same = False
+    if not are_same:
         raise damaged(path, "the texts are not those that were saved")
     return rows, corpus, pairs
 

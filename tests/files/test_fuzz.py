@@ -85,7 +85,7 @@ def test_json(times, kind, folder, checkpoint, monkeypatch):
         file, read_it = Path(folder_of(str(checkpoint), None), "state.json"), lambda: resume(checkpoint)
     seed = file.read_text(encoding="utf-8")
     assert tried(read_it, "the seed")
-    count, accepted, cut = 250 * times, 0, 0
+    count, accepted, cut = 150 * times, 0, 0
     for _ in range(count):
         content = mutated(rng, json.loads(seed))
         text = json.dumps(content, default=str)
@@ -141,7 +141,7 @@ def test_tables(times, name, folder, monkeypatch):
     file = folder / "st_hardneg.json"
     seed, table = file.read_text(encoding="utf-8"), read_table(str(folder), name)
     file.write_text(json.dumps({**json.loads(seed), "files": {}}), encoding="utf-8")
-    count, accepted = 80 * times, 0
+    count, accepted = 40 * times, 0
     for number in range(count):
         write_table(str(folder), name, mutated_table(rng, table))
         if tried(lambda: read(str(folder)), number):
@@ -206,7 +206,7 @@ print(accepted)
 def test_bytes(times, folder, tmp_path):
     """Bytes of any file changed or cut: read, or refused; in a process of its own, for Arrow may crash."""
     shutil.copytree(folder, tmp_path / "saved")
-    count = 150 * times
+    count = 80 * times
     done = subprocess.run(
         [sys.executable, "-c", FLIPPED, str(tmp_path / "saved"), str(count)],
         capture_output=True,
