@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from st_hardneg.mining.task import Guide
     from st_hardneg.report import MiningReport
     from st_hardneg.sources.values import Texts, Where, Written
-    from st_hardneg.strategies import Distance, Easy, LogRank, SimANS, Softmax
+    from st_hardneg.strategies import Adaptive, Distance, Easy, LogRank, SimANS, Softmax
     from st_hardneg.training.callback import MiningCallback
 
 __version__ = "0.1.0"
 __all__ = [
+    "Adaptive",
     "Distance",
     "Easy",
     "Guide",
@@ -49,7 +50,7 @@ _ROOMS = {
     "mining.task": ("Guide",),
     "report": ("MiningReport",),
     "sources.values": ("Texts", "Where", "Written"),
-    "strategies": ("Distance", "Easy", "LogRank", "SimANS", "Softmax"),
+    "strategies": ("Adaptive", "Distance", "Easy", "LogRank", "SimANS", "Softmax"),
     "training.callback": ("MiningCallback",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -19,7 +19,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import NotMinedError
 from st_hardneg.files.save import SavedState, read, save
-from st_hardneg.files.values import damaged
+from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
 from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
 from st_hardneg.mining.task import Task
