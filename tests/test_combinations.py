@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.candidates import Negatives, find_in_row, is_repeated
 from tests.conftest import WORDS, random_texts, word_model
-from tests.training.runs import make_args, make_model, make_negatives
+from tests.training.runs import make_args
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
@@ -60,27 +59,6 @@ def test_draws_never_bring_a_text_that_stays(rate):
     hard_negatives.mine(other_model(0), show_progress_bar=False)
     ids = hard_negatives.negative_ids
     assert (ids >= 220).all() and (ids < 223).all() and (ids[:, 0] != ids[:, 1]).all()
-
-
-@pytest.mark.parametrize("damage", ["positive", "ragged"])
-def test_negatives_in_files_are_checked(tmp_path, damage):
-    """A save in which a row's negative is its positive, or rows have lists of other lengths, is refused."""
-    hard_negatives = make_negatives(make_model())
-    hard_negatives.save_to_disk(tmp_path / "saved")
-    table = load_from_disk(str(tmp_path / "saved" / "negatives")).data.table
-    ids = hard_negatives.negative_ids.tolist()
-    if damage == "positive":
-        ids[3][0] = int(hard_negatives._pairs.row_positive[3])
-    else:
-        ids[0].append(ids[1].pop())
-    place = table.column_names.index("negative_ids")
-    changed = table.set_column(place, "negative_ids", pa.array(ids, type=table.schema.field(place).type))
-    folder = tmp_path / "saved" / "negatives"
-    Dataset(changed).save_to_disk(str(tmp_path / "changed"))
-    folder.rename(tmp_path / "before")
-    (tmp_path / "changed").rename(folder)
-    with pytest.raises(ValueError, match="got a damaged one"):
-        HardNegativeDataset.load_from_disk(tmp_path / "saved")
 
 
 def test_look_ups_in_rows_equal_brute_force():
