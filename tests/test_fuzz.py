@@ -32,7 +32,7 @@ def test_configs(times):
         else:
             made += 1
             assert MiningConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-            assert config.window(3)[1] > config.window(3)[0]
+            assert config.window(3, is_deep=False)[1] > config.window(3, is_deep=False)[0]
     assert made > 10 * times
 
 

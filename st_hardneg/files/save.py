@@ -329,7 +329,10 @@ def _can_be_followed(chunk: pa.Array) -> bool:
     starts = np.frombuffer(offsets, dtype=width)[chunk.offset : chunk.offset + len(chunk) + 1]
     size = 0 if data is None else data.size
     return (
-        len(starts) == len(chunk) + 1 and starts[0] >= 0 and starts[-1] <= size and bool((np.diff(starts) >= 0).all())
+        len(starts) == len(chunk) + 1
+        and starts[0] >= 0
+        and starts[-1] <= size
+        and bool((starts[1:] >= starts[:-1]).all())
     )
 
 
