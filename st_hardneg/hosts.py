@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAMES: dict[str, tuple[str, str]] = {
     # datasets: tables in memory, and how the cache of `map` identifies a function or a transform
     "InMemoryTable": ("datasets.table", "InMemoryTable"),
+    "TableBlock": ("datasets.table", "TableBlock"),
     "generate_random_fingerprint": ("datasets.fingerprint", "generate_random_fingerprint"),
     "pklregister": ("datasets.utils._dill", "pklregister"),
     # sentence_transformers: batch samplers, encoding over the ranks, losses
@@ -129,6 +130,13 @@ def set_fingerprint(dataset: Dataset, fingerprint: str) -> None:
     """Change what identifies a dataset, and with it what ``map`` derives from it from now on."""
     _private(dataset, "_fingerprint", "datasets")
     dataset._fingerprint = fingerprint
+
+
+def replace_table(dataset: Dataset, table: Any) -> None:
+    """Let a dataset read another table of ``datasets``, all of its rows in order, in place."""
+    for name in ("_data", "_indices"):
+        _private(dataset, name, "datasets")
+    dataset._data, dataset._indices = table, None
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------

@@ -290,7 +290,8 @@ class MiningCallback(TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            self._refresher.start(Request(target, model, encodings, now, step), args, self.trainer)
+            request = Request(target, model, encodings, now, step, is_frozen=model is not trained)
+            self._refresher.start(request, args, self.trainer)
             self._apply_finished(state, control)
 
     def _apply_finished(self, state: TrainerState, control: TrainerControl) -> None:
