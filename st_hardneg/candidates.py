@@ -177,6 +177,9 @@ class Candidates:
             none.
         positive_similarity: float32 of shape ``(q, k)``: how similar each candidate is to the nearest of the query's
             positives, or None where no rule asks.
+        positive_closeness: float32 of shape ``(q, k)``: the same above chance, the mean similarity of that positive and
+            random texts, or None where no rule asks.
+        chance: float32 of shape ``(q,)``: the mean similarity of each query and random texts, or None likewise.
         guide_gap: float32 of shape ``(q, k)``: how far the guide scores each candidate above the query's lowest positive
             guide score, or None where there is no guide.
         is_rescored: Whether ``scores`` are a cross encoder's.
@@ -192,6 +195,8 @@ class Candidates:
     sources: Tensor
     source_scores: Tensor
     positive_similarity: Tensor | None = None
+    positive_closeness: Tensor | None = None
+    chance: Tensor | None = None
     guide_gap: Tensor | None = None
     is_rescored: bool = False
 

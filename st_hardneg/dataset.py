@@ -101,22 +101,14 @@ class HardNegativeDataset(MinedDataset):
         symmetric: bool | None = None,
         **fields: Any,
     ) -> None:
+        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
         self._wrapped: Wrapped = wrap(
             dataset,
             corpus,
             config,
             fields,
-            Help(
-                cross_encoder,
-                guide,
-                searcher,
-                use_faiss,
-                extra_filters,
-                batch_size,
-                query_chunk_size,
-                corpus_chunk_size,
-                num_topics,
-            ),
+            helpers,
             anchor_column_name=anchor_column_name,
             positive_column_name=positive_column_name,
             sources=sources,
@@ -207,9 +199,7 @@ class HardNegativeDataset(MinedDataset):
 
     # --- mining -------------------------------------------------------------------------------------------------------
 
-    def mine(
-        self, model: Any, *, semi_hard_margin: float = 0.2, show_progress_bar: bool = True
-    ) -> MiningReport:
+    def mine(self, model: Any, *, semi_hard_margin: float = 0.2, show_progress_bar: bool = True) -> MiningReport:
         """Mine negatives with the model as it is now, in place. Live views show them at once.
 
         Args:
@@ -312,7 +302,9 @@ class HardNegativeDataset(MinedDataset):
         pairs, texts = self._wrapped.pairs, self.corpus.texts
         anchors = texts_fingerprint(text for some in pairs.anchors.batches() for text in some)
         positives = hashlib.blake2b(pairs.row_positive.tobytes(), digest_size=16).hexdigest()
-        return recipe_fingerprint(texts_fingerprint(text for some in texts.batches() for text in some), anchors, positives)
+        return recipe_fingerprint(
+            texts_fingerprint(text for some in texts.batches() for text in some), anchors, positives
+        )
 
     def as_dataset(self, *, with_ids: bool = False) -> Dataset:
         """Return a live ``datasets.Dataset``: it shows the negatives of the last mining whenever a row is fetched.

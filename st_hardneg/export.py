@@ -18,7 +18,8 @@ from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import NotMinedError
-from st_hardneg.files.save import SavedState, damaged, read, save
+from st_hardneg.files.save import SavedState, read, save
+from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
 from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
 from st_hardneg.mining.task import Task
@@ -201,7 +202,15 @@ class MinedDataset:
         saved = read(path, config=config)
         num_topics = saved.options.get("num_topics")
         helpers = Help(
-            cross_encoder, guide, searcher, use_faiss, extra_filters, batch_size, query_chunk_size, corpus_chunk_size, num_topics
+            cross_encoder,
+            guide,
+            searcher,
+            use_faiss,
+            extra_filters,
+            batch_size,
+            query_chunk_size,
+            corpus_chunk_size,
+            num_topics,
         )
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)

@@ -156,6 +156,14 @@ def read_in_batches(dataset: object, make_reader: Callable[[list[Any]], Callable
         setattr(dataset, "__getitems__", make_reader(list(_private(dataset, "datasets", "torch"))))  # noqa: B010
 
 
+def weights_versions(model: object) -> int:
+    """Return a number that changes when a weight of a model is changed in place, as an optimizer does; 0 for others."""
+    parameters = getattr(model, "parameters", None)
+    if not callable(parameters):
+        return 0
+    return sum(_private(parameter, "_version", "torch") for parameter in parameters())
+
+
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from st_hardneg.corpus.identity import same_text_key
 from st_hardneg.hosts import DefaultBatchSampler
-from st_hardneg.live.view import live_views
+from st_hardneg.live.dataset import live_topics
 
 logger = logging.getLogger(__name__)
 
@@ -181,10 +181,9 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
         yield from ([] if self.drop_last else rest)
 
     def _topics(self) -> np.ndarray:
-        for _, view in live_views(self.dataset):
-            topics = view.topics_of(self.dataset)
-            if topics is not None:
-                return topics
+        topics = live_topics(self.dataset)
+        if topics is not None:
+            return topics
         raise ValueError(
             "Expected a live view of a dataset that was mined with topics, got a dataset without any. Set "
             "`MiningConfig(num_topics=...)`, mine, and train on `hard_negatives.as_dataset()`."

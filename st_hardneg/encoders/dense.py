@@ -70,7 +70,7 @@ class Encodings:
 
 
 class DenseEncoder:
-    """A model with one vector per text: a SentenceTransformer, or any object with ``encode_query`` and ``encode_document``.
+    """A model with one vector per text: a SentenceTransformer, or an object with ``encode_query`` and ``encode_document``.
 
     Args:
         model: The model.
@@ -111,7 +111,6 @@ class DenseEncoder:
                 some = texts[start : start + size]
                 yield encode(self.model, some, encoding)
                 progress.update(len(some))
-
 
     def fingerprint(self) -> str | None:
         """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen."""

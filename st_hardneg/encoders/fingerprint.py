@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 PROBES = ("What does the model make of a short question?", "And of a statement with 42 numbers, and CAPITALS.", "")
 """Texts whose vectors show what weights do not: numbers in plain attributes, another backend, a disabled adapter."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from st_hardneg.corpus.rows import Rows
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.dense import Encodings
 from st_hardneg.errors import MiningError
-from st_hardneg.hosts import set_fingerprint
+from st_hardneg.live.dataset import LiveDataset
 from st_hardneg.live.table import NegativeTable
 from st_hardneg.live.view import LiveView
 
@@ -60,15 +59,10 @@ class LiveNegatives:
         self._previous: Ids | None = None
         self._base: tuple[Mining, int] | None = None
         self._table: NegativeTable | None = None
-        self._handed_out: weakref.WeakSet[Dataset] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has views of its own: mining it must not change what another one's training reads.
-        return {**self.__dict__, "_table": None, "view": None, "_handed_out": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._handed_out = weakref.WeakSet()
+        return {**self.__dict__, "_table": None, "view": None}
 
     # --- a mining in force ----------------------------------------------------------------------------------------------
 
@@ -123,7 +117,6 @@ class LiveNegatives:
                 if mining.report.step is None:
                     # Not a refresh: this is what a training begins with.
                     self._base = (mining, self.num_minings)
-        self._mark_views()
 
     def _write(self, marked: Ids) -> None:
         if self._table is not None:
@@ -138,7 +131,6 @@ class LiveNegatives:
         self._write(marked_ids(mining.negatives))
         self.mining, self.num_minings, self._previous = mining, num_minings, None
         self.publish_topics()
-        self._mark_views()
 
     def starting_state(self) -> tuple[Mining | None, int, Ids | None]:
         """Return what a training begins with on this rank: the mining, its number, and the rows of the live view."""
@@ -188,7 +180,6 @@ class LiveNegatives:
         self.mining = state.mining
         self.num_minings = state.num_minings
         self._show_topics(None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics))
-        self._mark_views()
 
     # --- views ----------------------------------------------------------------------------------------------------------
 
@@ -232,7 +223,7 @@ class LiveNegatives:
         if self.rows is None:
             self.rows = self._complete_rows(marked)
         if self._table is None:
-            self._table = NegativeTable(marked)
+            self._table = NegativeTable(marked, num_texts=len(self._corpus.texts))
         if self.view is None:
             self.view = LiveView(
                 rows.anchors,
@@ -247,9 +238,7 @@ class LiveNegatives:
                 owner=owner,
             )
             self.publish_topics()
-        view = self.view.dataset(self.rows, rows.dataset, with_ids=with_ids)
-        self._handed_out.add(view)
-        return view
+        return LiveDataset.of(self.view, self.rows, rows.dataset, with_ids=with_ids)
 
     def _complete_rows(self, marked: Ids) -> Ids:
         complete = np.flatnonzero((marked != -1).all(axis=1))
@@ -264,9 +253,3 @@ class LiveNegatives:
                 'view. `shortfall="random"` keeps them; a smaller margin or a larger corpus fills them.'
             )
         return complete
-
-    def _mark_views(self) -> None:
-        # What `datasets` derives from a view from now on must not be mistaken for what it derived before.
-        if self.view is not None:
-            for dataset in self._handed_out:
-                set_fingerprint(dataset, self.view.fingerprint())

@@ -1,4 +1,4 @@
-"""NegativeTable: the shared-memory ids that training reads."""
+"""NegativeTable: the negatives of every row, in memory that all workers share."""
 
 from __future__ import annotations
 
@@ -61,6 +61,12 @@ class SharedArray:
             self._map(state["shape"], state["dtype"])
 
 
+def _within(ids: Ids, dtype: type[np.signedinteger[Any]]) -> bool:
+    """Tell whether all ids can be stored in an integer type."""
+    bounds = np.iinfo(dtype)
+    return bool(ids.size == 0 or (bounds.min <= ids.min() and ids.max() <= bounds.max))
+
+
 def _remove(path: str, owner: int) -> None:
     # A forked worker inherits the array, and must not take the file away from its parent.
     if os.getpid() == owner:
@@ -76,18 +82,22 @@ class NegativeTable:
     other buffer and then raises the counter. A read notes the counter before and after: if it moved, a writer may have
     come round to the buffer that was read, and the read is repeated. So a reader sees the old rows or the new ones.
 
+    A slot holds ``x >= 0``, the corpus id of a negative, or ``x <= -2``, a text that only stands in where no negative was
+    found: its corpus id is ``-x - 2``. Empty slots, -1, may only be where no live row is.
+
     Args:
-        negative_ids: int64 of shape ``(num_rows, num_negatives)``: corpus ids.
+        negative_ids: int64 of shape ``(num_rows, num_negatives)``: what the slots hold.
+        num_texts: Number of corpus texts, where later writes may hold larger ids than these.
     """
 
-    def __init__(self, negative_ids: Ids) -> None:
-        fits = negative_ids.size == 0 or int(negative_ids.max()) <= np.iinfo(np.int32).max
-        dtype = torch.int32 if fits else torch.int64
-        self._buffers = SharedArray((2, *negative_ids.shape), dtype)
+    def __init__(self, negative_ids: Ids, num_texts: int = 0) -> None:
+        # A stand-in of the text x is stored as -x - 2, so that two ids less fit.
+        fits = _within(np.array([-num_texts - 1, num_texts - 1]), np.int32) and _within(negative_ids, np.int32)
+        self._buffers = SharedArray((2, *negative_ids.shape), torch.int32 if fits else torch.int64)
         self._numbers = SharedArray((2,), torch.int64)
         self._open()
         self._ids[0] = negative_ids
-        self.num_active = self.width
+        self.num_shown = self.width
 
     def _open(self) -> None:
         # NumPy views of the same memory: indexing 64 rows takes 2 us with them and 20 us with torch.
@@ -110,25 +120,30 @@ class NegativeTable:
         return int(self._ids.shape[2])
 
     @property
-    def num_active(self) -> int:
+    def num_shown(self) -> int:
         """How many negatives of each row are shown; change it between epochs only, when no batch is on its way."""
         return int(self._shown[0])
 
-    @num_active.setter
-    def num_active(self, number: int) -> None:
+    @num_shown.setter
+    def num_shown(self, number: int) -> None:
         self._shown[0] = number
 
     def write(self, negative_ids: Ids) -> None:
         """Replace the whole table, int64 of shape ``(num_rows, num_negatives)``; readers see it at once.
 
         Raises:
-            ValueError: If the shape is another one than before.
+            ValueError: If the shape is another one than before, or ids are larger than the table was made for.
         """
         shape = self._ids.shape[1:]
         if negative_ids.shape != shape:
             raise ValueError(
                 f"Expected negatives of shape {shape}, got {negative_ids.shape}. Rows and width of a live view never "
                 "change; make a new HardNegativeDataset for another width."
+            )
+        if not _within(negative_ids, self._ids.dtype.type):
+            raise ValueError(
+                f"Expected ids that fit the table's {self._ids.dtype}, got one up to {negative_ids.max():,}. Tell "
+                "NegativeTable the size of the corpus with `num_texts`."
             )
         generation = self.generation
         self._ids[(generation + 1) % 2] = negative_ids

@@ -178,9 +178,7 @@ def _check_named(named: NamedSources, in_corpus: Sequence[str]) -> None:
             f"Expected at most {_MAX_SOURCES} sources, got {len(named.names)}. Join corpora that belong together into one."
         )
     for name in named.config.sources or {}:
-        if name in named.names and (
-            name != "synthetic" or named.writer is not None or name in in_corpus
-        ):
+        if name in named.names and (name != "synthetic" or named.writer is not None or name in in_corpus):
             continue
         if name == "synthetic":
             raise ValueError(

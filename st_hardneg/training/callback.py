@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.hosts import BatchSamplers, calling_trainer
-from st_hardneg.live.view import read_in_batches
+from st_hardneg.live.batches import read_in_batches
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.report import MiningReport
 from st_hardneg.training import resume

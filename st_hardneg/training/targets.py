@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.hosts import BatchSamplers, GroupByLabelBatchSampler
-from st_hardneg.live.view import live_views
+from st_hardneg.live.dataset import live_views
 from st_hardneg.losses.masking import losses_with_known_positives
 
 Given = HardNegativeDataset | Mapping[str, HardNegativeDataset] | None
