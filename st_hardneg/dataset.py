@@ -15,6 +15,7 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.encoders.prompts import training_encodings
 from st_hardneg.export import MinedDataset
 from st_hardneg.formats.beir import BeirTable, read_beir
 from st_hardneg.live.negatives import LiveNegatives
@@ -23,6 +24,8 @@ from st_hardneg.report import MiningReport
 from st_hardneg.wrapping import Help, Wrapped, wrap
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from st_hardneg.mining.filters import ExtraFilter
     from st_hardneg.search import Searcher
 
@@ -199,12 +202,23 @@ class HardNegativeDataset(MinedDataset):
 
     # --- mining -------------------------------------------------------------------------------------------------------
 
-    def mine(self, model: Any, *, semi_hard_margin: float = 0.2, show_progress_bar: bool = True) -> MiningReport:
+    def mine(
+        self,
+        model: Any,
+        *,
+        args: TrainingArguments | None = None,
+        dataset_name: str | None = None,
+        semi_hard_margin: float = 0.2,
+        show_progress_bar: bool = True,
+    ) -> MiningReport:
         """Mine negatives with the model as it is now, in place. Live views show them at once.
 
         Args:
             model: The model to search with: a SentenceTransformer, or an object with ``encode_query`` and
                 ``encode_document``.
+            args: Training arguments, whose prompts and routes are then used, as refreshes in that training use them;
+                those of the recipe come first. None: the recipe's prompts, or else the model's own.
+            dataset_name: The trainer's name for this dataset, if it trains on several and ``args`` go by name.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives; changes no result.
             show_progress_bar: Whether to show progress.
 
@@ -216,7 +230,10 @@ class HardNegativeDataset(MinedDataset):
                 query has too few. The earlier negatives stay as they were.
             ValueError: If the model's similarity cannot be searched by.
         """
-        encodings = Encodings.from_config(self.config, self.batch_size)
+        if args is None:
+            encodings = Encodings.from_config(self.config, self.batch_size)
+        else:
+            encodings = training_encodings(self, args, dataset_name)
         mining = self.compute_mining(
             model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
         )
