@@ -62,7 +62,9 @@ STAYS_LIVE = {
     "remove_columns": lambda view: view.remove_columns("positive"),
     "select_columns": lambda view: view.select_columns(NEGATIVES),
     "add_column": lambda view: view.add_column("score", list(range(ROWS))),
-    "add_column after shuffle": lambda view: view.shuffle(seed=1).add_column("score", list(range(ROWS))).select([4, 2, 7]),
+    "add_column after shuffle": lambda view: (
+        view.shuffle(seed=1).add_column("score", list(range(ROWS))).select([4, 2, 7])
+    ),
     "map": lambda view: view.map(lambda row: {"anchor": row["anchor"].upper(), "number": 7}),
     "map in batches": lambda view: view.shuffle(seed=1).map(lambda rows: {"n": rows["anchor"]}, batched=True),
     "map of the row itself": lambda view: view.map(lambda row: {**row, "number": 7}),
@@ -120,8 +122,11 @@ def test_whatever_is_derived_from_a_view_follows_a_refresh(derive, with_ids):
 def test_columns_stand_by_their_rows():
     """What was added or computed before rows are chosen goes with its row."""
     dataset = dataset_of(live_view()).add_column("score", [0.5 * row for row in range(ROWS)])
-    dataset = dataset.shuffle(seed=3).map(lambda row: {"own": f"of {row['anchor']}"}).select(range(3, 9)).add_column(
-        "place", np.arange(6)
+    dataset = (
+        dataset.shuffle(seed=3)
+        .map(lambda row: {"own": f"of {row['anchor']}"})
+        .select(range(3, 9))
+        .add_column("place", np.arange(6))
     )
     dataset = dataset.sort("place", reverse=True).filter(lambda row: row["place"] != 2)
     for row in [*dataset, *dataset.__getitems__(list(range(5)))]:
@@ -269,7 +274,9 @@ def test_every_format_shows_texts(kind):
     refresh(view)
 
     def is_text(value) -> bool:
-        values = value.to_pylist() if hasattr(value, "to_pylist") else list(np.atleast_1d(np.asarray(value, dtype=object)))
+        values = (
+            value.to_pylist() if hasattr(value, "to_pylist") else list(np.atleast_1d(np.asarray(value, dtype=object)))
+        )
         return bool(values) and all(isinstance(text, str) and " " in text for text in values)
 
     for found in (dataset[2], dataset[:3], dataset[[1, 0]], next(iter(dataset)), next(dataset.iter(2))):
@@ -396,7 +403,9 @@ def test_topics_go_with_their_rows():
     derived = dataset.shuffle(seed=1).select(range(7))
     assert live_topics(dataset).tolist() == (np.arange(ROWS) % 5).tolist()
     assert live_topics(derived).tolist() == [int(anchor.split()[1]) % 5 for anchor in derived["anchor"]]
-    over_plain = Dataset(dataset.data, indices_table=Dataset.from_dict({"i": [4, 1]}).cast_column("i", Value("uint64")).data)
+    over_plain = Dataset(
+        dataset.data, indices_table=Dataset.from_dict({"i": [4, 1]}).cast_column("i", Value("uint64")).data
+    )
     assert live_topics(over_plain).tolist() == [4, 1]
 
 

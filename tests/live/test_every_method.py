@@ -101,7 +101,9 @@ RETURNS_ROWS: dict[str, list[Call]] = {
         lambda view, _: view.map(lambda row: {name: row[name].lower() for name in row}),
         lambda view, _: view.map(lambda row: {"new": row["anchor"]}, remove_columns=["anchor", "negative_2"]),
         lambda view, _: view.map(lambda anchor, i: {"new": f"new {i}"}, input_columns="anchor", with_indices=True),
-        lambda view, _: view.with_format("arrow").map(lambda table: table, batched=True, batch_size=5).with_format(None),
+        lambda view, _: (
+            view.with_format("arrow").map(lambda table: table, batched=True, batch_size=5).with_format(None)
+        ),
         lambda view, _: view.with_format("pandas").map(lambda rows: rows, batched=True).with_format(None),
     ],
     "remove_columns": [lambda view, _: view.remove_columns(["anchor"])],
@@ -121,7 +123,7 @@ RETURNS_ROWS: dict[str, list[Call]] = {
     "sort": [lambda view, _: view.sort("negative_2"), lambda view, _: view.sort(["anchor", "positive"], reverse=True)],
     "take": [lambda view, _: view.take(3)],
     "to_csv": [lambda view, _: in_memory(view.to_csv).read().decode().replace("\n", ",").strip(",").split(",")[5:]],
-    "to_dict": [lambda view, _: view.to_dict(), lambda view, _: list(view.to_dict(batched=True, batch_size=5))],
+    "to_dict": [lambda view, _: view.to_dict(), lambda view, _: view.to_dict(batched=True, batch_size=5)],
     "to_iterable_dataset": [
         lambda view, _: list(view.to_iterable_dataset()),
         lambda view, _: list(view.to_iterable_dataset(num_shards=2).shuffle(seed=1)),
@@ -134,7 +136,9 @@ RETURNS_ROWS: dict[str, list[Call]] = {
     "to_sql": [lambda view, folder: [row[1:] for row in sql(view, folder)]],
     "train_test_split": [lambda view, _: view.train_test_split(test_size=4, seed=1)],
     "unique": [lambda view, _: view.unique("negative_1")],
-    "with_format": [lambda view, _, kind=kind: view.with_format(kind) for kind in ("torch", "numpy", "pandas", "arrow", None)],
+    "with_format": [
+        lambda view, _, kind=kind: view.with_format(kind) for kind in ("torch", "numpy", "pandas", "arrow", None)
+    ],
     "with_transform": [lambda view, _: view.with_transform(lambda batch: {"new": batch["anchor"]})],
 }
 """What a method is called with; its result must hold texts only."""
@@ -196,7 +200,9 @@ def values_in(found: Any) -> Iterator[Any]:
 
 
 CALLS = [
-    pytest.param(call, id=f"{name}-{number}") for name, calls in RETURNS_ROWS.items() for number, call in enumerate(calls)
+    pytest.param(call, id=f"{name}-{number}")
+    for name, calls in RETURNS_ROWS.items()
+    for number, call in enumerate(calls)
 ]
 TEXT = re.compile(r"(anchor|positive|text|new) \d+")
 
@@ -213,7 +219,12 @@ def test_the_result_holds_texts_of_now(call, derive, tmp_path):
 
 
 def public_methods() -> set[str]:
-    return {name for name in dir(Dataset) if not name.startswith("_")} | {"__iter__", "__getitem__", "__getitems__", "__len__"}
+    return {name for name in dir(Dataset) if not name.startswith("_")} | {
+        "__iter__",
+        "__getitem__",
+        "__getitems__",
+        "__len__",
+    }
 
 
 def test_no_method_is_left_out():
@@ -257,7 +268,9 @@ def test_a_push_holds_texts(monkeypatch):
             pushed.extend(pq.read_table(io.BytesIO(file.read())).to_pylist())
         raise InterruptedError("nothing is sent")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/datasets/me/x"))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.create_repo", lambda *_, **__: RepoUrl("https://huggingface.co/datasets/me/x")
+    )
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: SimpleNamespace(id="me/x"))
     monkeypatch.setattr("huggingface_hub.HfApi.preupload_lfs_files", upload)
     view = live_view()
@@ -268,7 +281,9 @@ def test_a_push_holds_texts(monkeypatch):
     assert all(TEXT.fullmatch(value) for value in values_in(pushed))
 
 
-@pytest.mark.parametrize("name", ["slice", "select", "drop", "rename_columns", "replace_schema_metadata", "combine_chunks"])
+@pytest.mark.parametrize(
+    "name", ["slice", "select", "drop", "rename_columns", "replace_schema_metadata", "combine_chunks"]
+)
 def test_what_is_derived_from_the_table_is_live(name):
     """The table's own methods give live tables."""
     table = dataset_of(live_view()).data

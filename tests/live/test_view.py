@@ -83,7 +83,9 @@ def test_exports_hold_what_a_schedule_does_not_show_yet(tmp_path):
     dataset.save_to_disk(str(tmp_path / "rows"))
     assert Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path)).to_list() == everything
     assert load_from_disk(str(tmp_path / "rows")).to_list() == everything
-    assert dataset.map(lambda row: {"third": row["negative_3"]})["third"][:] == [row["negative_3"] for row in everything]
+    assert dataset.map(lambda row: {"third": row["negative_3"]})["third"][:] == [
+        row["negative_3"] for row in everything
+    ]
     assert list(dataset[0]) == ["anchor", "positive", "negative_1"]
 
 
