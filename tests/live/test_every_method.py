@@ -114,8 +114,11 @@ RETURNS_ROWS: dict[str, list[Call]] = {
     "save_to_disk": [saved],
     "select": [lambda view, _: view.select([5, 1]), lambda view, _: view.select(range(3, 6))],
     "select_columns": [lambda view, _: view.select_columns(["negative_2"])],
-    "set_format": [in_place(lambda view: view.set_format(kind)) for kind in ("torch", "numpy")]
-    + [in_place(lambda view: view.set_format(None, columns=["negative_1", "anchor"], output_all_columns=True))],
+    "set_format": [
+        in_place(lambda view: view.set_format("torch")),
+        in_place(lambda view: view.set_format("numpy")),
+        in_place(lambda view: view.set_format(None, columns=["negative_1", "anchor"], output_all_columns=True)),
+    ],
     "set_transform": [in_place(lambda view: view.set_transform(lambda batch: {"new": batch["negative_1"]}))],
     "shard": [lambda view, _: view.shard(3, 1), lambda view, _: view.shard(3, 1, contiguous=False)],
     "shuffle": [lambda view, _: view.shuffle(seed=1)],
