@@ -70,7 +70,6 @@ def make_config(arguments: argparse.Namespace) -> MiningConfig:
         relative_margin=margin,
         range_max=arguments.range_max,
         shortfall=arguments.shortfall,
-        batch_size=256,
     )
 
 
@@ -185,7 +184,7 @@ def main() -> None:
 
         for name, callbacks in (("mined once", False), ("refreshed each epoch", True)):
             model = copy.deepcopy(base)
-            hard_negatives = HardNegativeDataset(pairs, corpus, config)
+            hard_negatives = HardNegativeDataset(pairs, corpus, config, batch_size=256)
             print(hard_negatives.mine(model))
             refresh = [MiningCallback(hard_negatives, mining_strategy="epoch")] if callbacks else None
             train(model, hard_negatives.as_dataset(), arguments, seed, refresh)

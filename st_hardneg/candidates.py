@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
 from typing import Any
 
@@ -177,6 +177,9 @@ class Candidates:
             none.
         positive_similarity: float32 of shape ``(q, k)``: how similar each candidate is to the nearest of the query's
             positives, or None where no rule asks.
+        positive_closeness: float32 of shape ``(q, k)``: the same above chance, the mean similarity of that positive and
+            random texts, or None where no rule asks.
+        chance: float32 of shape ``(q,)``: the mean similarity of each query and random texts, or None likewise.
         guide_gap: float32 of shape ``(q, k)``: how far the guide scores each candidate above the query's lowest positive
             guide score, or None where there is no guide.
         is_rescored: Whether ``scores`` are a cross encoder's.
@@ -192,6 +195,8 @@ class Candidates:
     sources: Tensor
     source_scores: Tensor
     positive_similarity: Tensor | None = None
+    positive_closeness: Tensor | None = None
+    chance: Tensor | None = None
     guide_gap: Tensor | None = None
     is_rescored: bool = False
 
@@ -240,6 +245,16 @@ class Mining:
     source_names: tuple[str, ...]
     report: MiningReport
     topics: Tensor | None = None
+
+    def recoded(self, names: Sequence[str]) -> Mining:
+        """Return the same mining, its sources numbered as places in these names; further ones follow them."""
+        if self.source_names == tuple(names):
+            return self
+        every = [*names, *(name for name in self.source_names if name not in names)]
+        codes = torch.tensor([*(every.index(name) for name in self.source_names), -1], dtype=torch.int8)
+        values = {name: getattr(self.negatives, name) for name in COLUMNS}
+        values["sources"] = codes[self.negatives.sources.long()]
+        return replace(self, negatives=Negatives(**values), source_names=tuple(every))
 
 
 def is_repeated(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from st_hardneg.strategies import REPLACEMENT, SAMPLING, checked_strategy, plain_strategy
+from st_hardneg.strategies import BOUNDS, REPLACEMENT, SAMPLING, Adaptive, checked_strategy, plain_strategy
 
 # With a rule that may remove the closest, ST looks ten times as deep per negative asked for; so do we.
 _DEPTH_PER_NEGATIVE = 10
@@ -38,6 +38,11 @@ def _is_integer(value: Any) -> bool:
 _INTEGER = _Kind(_is_integer, "an integer", int)
 _NUMBER = _Kind(
     _is_number, "a finite number", lambda value: int(value) if isinstance(value, Integral) else float(value)
+)
+_BOUND = _Kind(
+    lambda value: _is_number(value) or isinstance(value, (Adaptive, Mapping)),
+    "a finite number or an `Adaptive`",
+    lambda value: _NUMBER.convert(value) if _is_number(value) else checked_strategy(value, BOUNDS, "", "the bound"),
 )
 _STRING = _Kind(lambda value: isinstance(value, str), "a string")
 _NAMES = _Kind(
@@ -79,7 +84,7 @@ _MOVED = {
     "easy_ratio": "Set `replacement=Easy(ratio=..., score=...)`.",
     "easy_score": "Set `replacement=Easy(ratio=..., score=...)`.",
     "margin": "Set `absolute_margin`, as the deprecated `margin` of Sentence Transformers means, or `relative_margin`.",
-    "use_multi_process": "Encoding over several devices is for `mine_hard_negatives`; under DDP a refresh shares by itself.",
+    "use_multi_process": "It is an argument of `mine_hard_negatives`; under DDP a refresh shares by itself.",
 }
 
 
@@ -122,11 +127,12 @@ class MiningConfig(metaclass=_ChecksNames):
             in ST, it lets candidates through that score somewhat above the positive.
         relative_margin: Drop candidates that score above ``p - |p| * relative_margin``, where ``p`` is the query's
             lowest positive score; 0.05 keeps what scores at most 95 % of the positive (TopK-PercPos of NV-Retriever,
-            https://huggingface.co/papers/2407.15831).
+            https://huggingface.co/papers/2407.15831). Or ``Adaptive(trusted, doubted)``.
         max_positive_similarity: Drop candidates whose similarity to one of the query's own positives is above this:
             near-duplicates of a right answer.
         max_relative_positive_similarity: The same, relative to the model's similarity of the query and its lowest
-            positive: 0.7 drops what is closer to a right answer than 0.7 of how close the query itself is to its own.
+            positive: 0.7 drops what is closer to a right answer than 0.7 of how close the query itself is to its own. Or
+            ``Adaptive(trusted, doubted)``.
         min_words: Drop candidates with fewer whitespace-separated words.
         exclude_pattern: Drop candidates in which this regular expression is found.
         sampling_strategy: ``"top"`` takes the closest candidates of the window, ``"random"`` draws from it uniformly;
@@ -169,9 +175,9 @@ class MiningConfig(metaclass=_ChecksNames):
     max_score: float | None = _field(None, _NUMBER)
     min_score: float | None = _field(None, _NUMBER)
     absolute_margin: float | None = _field(None, _NUMBER)
-    relative_margin: float | None = _field(None, _NUMBER)
+    relative_margin: float | Adaptive | None = _field(None, _BOUND)
     max_positive_similarity: float | None = _field(None, _NUMBER)
-    max_relative_positive_similarity: float | None = _field(None, _NUMBER, least=0)
+    max_relative_positive_similarity: float | Adaptive | None = _field(None, _BOUND)
     min_words: int | None = _field(None, _INTEGER, least=0)
     exclude_pattern: str | None = _field(None, _STRING)
     sampling_strategy: Any = _field("top", _ANY)
@@ -195,11 +201,8 @@ class MiningConfig(metaclass=_ChecksNames):
             object.__setattr__(self, part.name, _checked(part.name, getattr(self, part.name), part))
         for name, table, default in (("sampling_strategy", SAMPLING, "top"), ("replacement", REPLACEMENT, "all")):
             object.__setattr__(self, name, checked_strategy(getattr(self, name), table, default, name))
-        if self.relative_margin is not None and not -1 < self.relative_margin <= 1:
-            raise ValueError(
-                f"Expected `relative_margin` to be a share of the positive's score, above -1 and at most 1, got "
-                f"{self.relative_margin!r}. 0.05 keeps what scores at most 95 % of the positive."
-            )
+        for name, least in (("relative_margin", -1), ("max_relative_positive_similarity", 0)):
+            self._check_share(name, least)
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ValueError(
                 f"Expected `min_score` to be at most `max_score`, got {self.min_score} and {self.max_score}: no "
@@ -208,6 +211,17 @@ class MiningConfig(metaclass=_ChecksNames):
         self._check_sources()
         self._check_window()
         self._check_pattern()
+
+    def _check_share(self, name: str, least: float) -> None:
+        bound = getattr(self, name)
+        values = (bound.trusted, bound.doubted) if isinstance(bound, Adaptive) else (bound,)
+        if any(value is not None and value <= least for value in values) and name != "relative_margin":
+            raise ValueError(f"Expected `{name}` to be above {least}, got {bound!r}.")
+        if name == "relative_margin" and any(value is not None and not least < value <= 1 for value in values):
+            raise ValueError(
+                f"Expected `relative_margin` to be a share of the positive's score, above -1 and at most 1, got "
+                f"{bound!r}. 0.05 keeps what scores at most 95 % of the positive."
+            )
 
     def _check_sources(self) -> None:
         if self.search_spaces not in _SPACES:
@@ -268,9 +282,13 @@ class MiningConfig(metaclass=_ChecksNames):
 
         Example:
             >>> MiningConfig.recommended(num_negatives=5).relative_margin
-            0.2
+            Adaptive(trusted=0.05, doubted=0.2)
         """
-        recipe = {"relative_margin": 0.2, "max_relative_positive_similarity": 0.7, "shortfall": "random"}
+        recipe = {
+            "relative_margin": Adaptive(trusted=0.05, doubted=0.2),
+            "max_relative_positive_similarity": Adaptive(trusted=1.0, doubted=0.7),
+            "shortfall": "random",
+        }
         return cls(**{**recipe, **changes})
 
     @property
@@ -308,6 +326,9 @@ class MiningConfig(metaclass=_ChecksNames):
         values["sources"] = None if self.sources is None else dict(self.sources)
         values["sampling_strategy"] = plain_strategy(self.sampling_strategy, SAMPLING)
         values["replacement"] = plain_strategy(self.replacement, REPLACEMENT)
+        for name in ("relative_margin", "max_relative_positive_similarity"):
+            if isinstance(values[name], Adaptive):
+                values[name] = plain_strategy(values[name], BOUNDS)
         return values
 
     @classmethod
@@ -353,5 +374,5 @@ def _checked(name: str, value: Any, part: Any) -> Any:
 
 def numeric_fields() -> dict[str, type]:
     """Return the fields that hold numbers, which a schedule can change, and whether they are whole: int or float."""
-    kinds = {_INTEGER: int, _NUMBER: float}
+    kinds = {_INTEGER: int, _NUMBER: float, _BOUND: float}
     return {part.name: kinds[part.metadata["kind"]] for part in fields(MiningConfig) if part.metadata["kind"] in kinds}

@@ -7,29 +7,27 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers import SimilarityFunction
-from torch import Tensor, nn
+from torch import Tensor
 
-from st_hardneg.candidates import DENSE
+from st_hardneg.candidates import Candidates
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus.numbering import number_texts
-from st_hardneg.corpus.pairs import pair_up
-from st_hardneg.corpus.texts import TextColumn, check_text_column
-from st_hardneg.encoders.dense import Encoding, Encodings, encode
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
+from st_hardneg.corpus.numbering import Corpus, number_texts
+from st_hardneg.corpus.pairs import Pairs, pair_up
+from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
+from st_hardneg.encoders import DenseEncoder, Encoder, Encodings
+from st_hardneg.encoders.store import CachedEncoder
 from st_hardneg.errors import require_extra
-from st_hardneg.formats.sentence_transformers import OutputFormat, Tuples, build, check_output_format
-from st_hardneg.mining.engine import Mined, Recipe, mine_negatives
-from st_hardneg.mining.filters import ExtraFilter
-from st_hardneg.mining.scoring import Embeddings, Scoring, encoded_texts
+from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
+from st_hardneg.formats.statistics import Outcome
+from st_hardneg.mining.engine import mine
+from st_hardneg.mining.task import Task
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
-from st_hardneg.sources import DenseSource, Space
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -38,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # FAISS on a GPU returns at most this many texts per query.
 _MAX_GPU_DEPTH = 2048
-# Search results arrive as dictionaries of 272 bytes a hit; this many queries at once keep them below 30 MB at depth 50.
+# Queries searched at once, whatever `faiss_batch_size` allows.
 _MAX_QUERY_CHUNK = 2048
 
 
@@ -142,16 +140,14 @@ def mine_hard_negatives(
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
     max_positives = int(np.bincount(pairs.row_query).max())
-    rescored = cross_encoder is not None and any(
-        bound is not None for bound in (absolute_margin, relative_margin, max_score, min_score)
-    )
+    in_force = (absolute_margin, relative_margin, max_score, min_score)
+    rescored = cross_encoder is not None and any(bound is not None for bound in in_force)
     range_max = _range_max(
         range_min,
         range_max,
         num_negatives,
         max_positives,
-        deep=any(bound is not None for bound in (absolute_margin, relative_margin, max_score))
-        or (cross_encoder is not None and min_score is not None),
+        deep=any(bound is not None for bound in in_force[:3]) or (cross_encoder is not None and min_score is not None),
         use_faiss=use_faiss,
         say=say,
     )
@@ -161,18 +157,13 @@ def mine_hard_negatives(
         say(f"Found an average of {pairs.num_rows / pairs.num_queries:.3f} positives per query.")
 
     # Bounds that exclude each other are an error in a MiningConfig; here, as in ST, they leave nothing.
-    extra_filters: dict[str, ExtraFilter] = {}
-    config_min_score = min_score
-    if min_score is not None and max_score is not None and min_score > max_score:
-        lowest = min_score
-        extra_filters["min_score"] = lambda candidates, _: candidates.scores >= lowest
-        config_min_score = None
+    leave_nothing = min_score is not None and max_score is not None and min_score > max_score
     config = MiningConfig(
         num_negatives=num_negatives,
         range_min=range_min,
         range_max=range_max,
         max_score=max_score,
-        min_score=config_min_score,
+        min_score=None if leave_nothing else min_score,
         absolute_margin=absolute_margin,
         relative_margin=relative_margin,
         sampling_strategy=sampling_strategy,
@@ -180,42 +171,48 @@ def mine_hard_negatives(
         query_prompt=query_prompt,
         corpus_prompt_name=corpus_prompt_name,
         corpus_prompt=corpus_prompt,
-        batch_size=batch_size,
-        query_chunk_size=min(faiss_batch_size, _MAX_QUERY_CHUNK),
     )
-    encoded, corpus_row = encoded_texts(pairs, numbered.corpus)
-    with _pool(model, use_multi_process) as pool:
-        encodings = Encodings.from_config(config).replace_both(normalize_embeddings=True, pool=pool)
-        cache = _EmbeddingCache.open(cache_folder, model, say)
-        texts = cache.encode("corpus", numbered.corpus.texts.take(encoded), encodings.corpus)
-        queries = cache.encode("query", pairs.query_texts(), encodings.queries)
-    searcher = _searcher(model, use_faiss)
-    searcher.index(texts[: len(numbered.corpus.searched)], _similarity_name(model))
-    with _pool(cross_encoder if rescored else None, use_multi_process) as cross_encoder_pool:
-        scoring = Scoring(
-            Embeddings(queries, texts, corpus_row, model.similarity_pairwise),
+    with (
+        _pool(model, use_multi_process) as pool,
+        _pool(cross_encoder if rescored else None, use_multi_process) as cross_encoder_pool,
+    ):
+        encodings = Encodings.from_config(config, batch_size)
+        encodings = encodings.replace_both(normalize_embeddings=True, pool=pool)
+        task = Task(
             pairs,
             numbered.corpus,
-            cross_encoder if rescored else None,
-            batch_size,
-            cross_encoder_pool,
-            rescore_known=include_positives,
-        )
-        recipe = Recipe(
-            config,
-            extra_filters,
+            extra_filters={"min_score": _nothing} if leave_nothing else {},
+            cross_encoder=cross_encoder if rescored else None,
+            cross_encoder_pool=cross_encoder_pool,
+            make_searcher=partial(_make_searcher, use_faiss),
+            batch_size=batch_size,
+            query_chunk_size=min(faiss_batch_size, _MAX_QUERY_CHUNK),
             include_positives=include_positives,
             reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
         )
-        dense = DenseSource(scoring, (Space(searcher, numbered.corpus.searched, DENSE),))
-        mined = mine_negatives(scoring, {"dense": dense}, recipe, show_progress_bar=True)
-        positive_scores = scoring.positive_scores
+        mining = mine(task, _encoder(model, encodings, cache_folder, say), config, show_progress_bar=True)
     say("Negative candidates mined, preparing dataset...")
-    result = _write(mined, positive_scores, anchor_name, positive_name, output_format, output_scores)
+    rows = _distinct_rows(pairs)
+    result, _ = write_rows(
+        output_format, (anchor_name, positive_name), pairs, numbered.corpus, mining, rows, output_scores=output_scores
+    )
     if verbose:
-        for line in _statistics(mined, positive_scores, config, len(dataset), output_format, len(result), min_score):
+        outcome = Outcome(pairs, mining, rows, output_format, len(result), {**config.to_dict(), "min_score": min_score})
+        for line in outcome.lines():
             say(line)
     return result
+
+
+def _nothing(candidates: Candidates, corpus: Corpus) -> Tensor:
+    return torch.zeros(candidates.corpus_ids.shape, dtype=torch.bool)
+
+
+def _distinct_rows(pairs: Pairs) -> Ids:
+    """Return ST's rows: one per query and distinct positive, queries in order of appearance."""
+    keys = pairs.row_query * (int(pairs.row_positive.max()) + 1) + pairs.row_positive
+    first = np.sort(np.unique(keys, return_index=True)[1])
+    rows: Ids = first[np.argsort(pairs.row_query[first], kind="stable")]
+    return rows
 
 
 def _check_arguments(dataset: Any, faiss_batch_size: int, use_faiss: bool) -> None:
@@ -339,135 +336,23 @@ def _pool(model: Any, use_multi_process: Sequence[str] | bool) -> Iterator[Any]:
         model.stop_multi_process_pool(pool)
 
 
-def _similarity_name(model: Any) -> str:
-    name = getattr(model, "similarity_fn_name", None) or SimilarityFunction.COSINE
-    return str(SimilarityFunction(name).value)
+def _make_searcher(use_faiss: bool, is_main: bool) -> Searcher:
+    return FaissSearcher() if use_faiss else ExactSearcher()
 
 
-def _searcher(model: Any, use_faiss: bool) -> Searcher:
-    # The model's own callable, so that a model with a similarity of its own is searched by it.
-    return FaissSearcher() if use_faiss else ExactSearcher(score_function=model.similarity)
-
-
-@dataclass(frozen=True)
-class _EmbeddingCache:
-    """Embeddings on disk, keyed by weights, prompts and texts."""
-
-    folder: str | None
-    model: Any
-    weights: str
-    say: Callable[..., None]
-
-    @classmethod
-    def open(cls, folder: str | None, model: Any, say: Callable[..., None]) -> _EmbeddingCache:
-        if folder and not isinstance(model, nn.Module):
-            logger.warning(
-                f"`cache_folder` is not used: {type(model).__name__} is no torch module, so its weights cannot be "
-                "told from others."
-            )
-            folder = None
-        if folder:
-            os.makedirs(folder, exist_ok=True)
-        return cls(folder, model, weights_fingerprint(model) if folder else "", say)
-
-    def encode(self, kind: str, texts: list[str], encoding: Encoding) -> Tensor:
-        if not self.folder:
-            return encode(self.model, texts, encoding, show_progress_bar=True)
-        recipe = (encoding.task, encoding.prompt_name, encoding.prompt, encoding.normalize_embeddings)
-        key = recipe_fingerprint(self.weights, recipe, texts_fingerprint(texts))
-        path = os.path.join(self.folder, f"{kind}_embeddings_{key}.npy")
-        if os.path.exists(path):
-            embeddings = torch.from_numpy(np.load(path, allow_pickle=False))
-            self.say(f"[Cache] Loaded {kind} embeddings from {path} (shape={tuple(embeddings.shape)})")
-            return embeddings
-        embeddings = encode(self.model, texts, encoding, show_progress_bar=True)
-        # Written under another name first: a run that is stopped half-way leaves no half file under the real one.
-        partial = f"{path}.{os.getpid()}.partial"
-        with open(partial, "wb") as file:
-            np.save(file, embeddings.cpu().numpy())
-        os.replace(partial, path)
-        self.say(f"[Cache] Saved {kind} embeddings to {path}")
-        return embeddings
-
-
-def _write(
-    mined: Mined,
-    positive_scores: Tensor,
-    anchor_name: str,
-    positive_name: str,
-    output_format: OutputFormat,
-    output_scores: bool,
-) -> Dataset:
-    """Write ST's rows: one per query and distinct positive, queries in order of appearance."""
-    pairs = mined.scoring.pairs
-    query = mined.scoring.positive_query.numpy()
-    tuples = Tuples(
-        anchor_name,
-        positive_name,
-        pairs.anchors,
-        mined.scoring.corpus.texts,
-        query,
-        pairs.first_row[query],
-        mined.scoring.positive_of_query.numpy(),
-        positive_scores.numpy(),
-        mined.negatives.corpus_ids.numpy()[query],
-        mined.negatives.scores.numpy()[query],
+def _encoder(model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None]) -> Encoder:
+    """Return the model's encoder; it searches by the model's own callables, as ST does."""
+    encoder = DenseEncoder(
+        model, encodings, pairwise=model.similarity_pairwise, score_function=getattr(model, "similarity", None)
     )
-    return build(tuples, output_format, output_scores)[0]
-
-
-def _statistics(
-    mined: Mined,
-    positive_scores: Tensor,
-    config: MiningConfig,
-    num_rows: int,
-    output_format: OutputFormat,
-    num_written: int,
-    min_score: float | None,
-) -> Iterator[str]:
-    """Yield the lines that ST prints: scores, what was skipped, what is missing."""
-    query = mined.scoring.positive_query
-    present = mined.negatives.is_present[query]
-    scores = mined.negatives.scores[query]
-    if output_format == "n-tuple":
-        present = present & present.all(dim=1, keepdim=True)
-    negative = scores[present]
-    difference = (positive_scores[:, None] - scores)[present]
-    yield f"{'Metric':<6} {'Positive':>14} {'Negative':>14} {'Difference':>14}"
-    yield f"{'Count':<6} {len(positive_scores):>14,} {len(negative):>14,} {'':>14}"
-    for name, function in _METRICS.items():
-        row = [
-            function(values.double().numpy()) if len(values) else np.nan
-            for values in (positive_scores, negative, difference)
-        ]
-        yield f"{name:<6} " + " ".join(f"{value:>14.4f}" for value in row)
-    values = {**config.to_dict(), "min_score": min_score}
-    for rule, count in mined.tally.removed.items():
-        if count and rule in ("absolute_margin", "relative_margin", "max_score", "min_score"):
-            share = count / max(1, mined.tally.num_candidates)
-            yield f"Skipped {count:,} potential negatives ({share:.2%}) due to the {rule} of {values[rule]}."
-    possible = {
-        "triplet": len(query) * config.num_negatives,
-        "labeled-pair": mined.scoring.pairs.num_queries * config.num_negatives + num_rows,
-    }.get(output_format, len(query))
-    missing = possible - num_written
-    if missing > 0:
-        advice = ["range_max"] + (["range_min"] if config.range_min else [])
-        advice += [name for name in ("absolute_margin", "relative_margin", "max_score") if values[name] is not None]
-        listed = advice[0] if len(advice) == 1 else ", ".join(advice[:-1]) + " and " + advice[-1]
-        yield (
-            f"Could not find enough negatives for {missing} samples ({missing / possible:.2%}). Consider adjusting the "
-            f"{listed} parameter{'s' if len(advice) > 1 else ''} if you'd like to find more valid negatives."
+    if not cache_folder:
+        return encoder
+    fingerprint = encoder.fingerprint()
+    if fingerprint is None:
+        logger.warning(
+            f"`cache_folder` is not used: {type(model).__name__} is no torch module, so its weights cannot be "
+            "told from others."
         )
-
-
-_METRICS: dict[str, Callable[[Any], Any]] = {
-    "Mean": np.mean,
-    "Median": np.median,
-    "Std": lambda values: np.std(values, ddof=1) if len(values) > 1 else np.nan,
-    "Min": np.min,
-    "25%": lambda values: np.quantile(values, 0.25),
-    "50%": np.median,
-    "75%": lambda values: np.quantile(values, 0.75),
-    "Max": np.max,
-}
+        return encoder
+    os.makedirs(cache_folder, exist_ok=True)
+    return CachedEncoder(encoder, cache_folder, fingerprint, say)

@@ -1,7 +1,7 @@
 """Every name of the host libraries that is private or likely to move, in one place, with words for when it has moved.
 
-Everything is looked up when it is asked for, so importing this module imports no host library. A name is imported from
-here, ``from st_hardneg.hosts import distributed_evaluation``; a private attribute of an object is read or set by a function.
+Everything is looked up when it is asked for, so importing this module imports no host library. Names are imported from
+here, ``from st_hardneg.hosts import distributed_evaluation``; private attributes of objects are read and set by functions.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def moved(what: str, library: str) -> str:
     except metadata.PackageNotFoundError:
         version = "of an unknown version"
     return (
-        f"`{what}` is not there in {library} {version}, and st_hardneg needs it. This release of {library} is newer or older "
-        "than those that st_hardneg was tested with: install another one, or a later st_hardneg."
+        f"`{what}` is not there in {library} {version}, and st_hardneg needs it. This release of {library} is newer or "
+        "older than those that st_hardneg was tested with: install another one, or a later st_hardneg."
     )
 
 
@@ -110,7 +110,7 @@ def in_memory_dataset(table: pa.Table, *, kind: type[Dataset] | None = None, **o
 
 
 def row_indices(dataset: Dataset) -> npt.NDArray[np.int64] | None:
-    """Return which row of its table each row of a dataset is, int64 of shape ``(len(dataset),)``; None if all, in order."""
+    """Return which row of its table each row of a dataset is, int64 of shape ``(len(dataset),)``; None: all in order."""
     indices = _private(dataset, "_indices", "datasets")
     return None if indices is None else indices.column(0).to_numpy().astype("int64", copy=False)
 
@@ -154,6 +154,14 @@ def read_in_batches(dataset: object, make_reader: Callable[[list[Any]], Callable
     """
     if isinstance(dataset, __getattr__("ConcatDataset")):
         setattr(dataset, "__getitems__", make_reader(list(_private(dataset, "datasets", "torch"))))  # noqa: B010
+
+
+def weights_versions(model: object) -> int:
+    """Return a number that changes when a weight of a model is changed in place, as an optimizer does; 0 for others."""
+    parameters = getattr(model, "parameters", None)
+    if not callable(parameters):
+        return 0
+    return sum(_private(parameter, "_version", "torch") for parameter in parameters())
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from itertools import compress
+from typing import Any
 
 import torch
-from datasets import Dataset
-from datasets.utils._dill import pklregister
-from sentence_transformers import SimilarityFunction
+from datasets import Dataset, List, Value
 
-from st_hardneg.candidates import DENSE
+from st_hardneg.arguments import checked_config, searcher_maker
+from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
-from st_hardneg.corpus.given import checked_config, default_searcher, similarity_name
-from st_hardneg.corpus.numbering import Corpus, number_texts
+from st_hardneg.corpus.identity import IDENTITIES
+from st_hardneg.corpus.numbering import number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
-from st_hardneg.corpus.texts import TextColumn, check_text_column, same_text_key
+from st_hardneg.corpus.texts import TextColumn, check_text_column
 from st_hardneg.dataset import HardNegativeDataset
-from st_hardneg.encoders.dense import Encodings, encode
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint, weights_fingerprint
-from st_hardneg.mining.engine import Mined, Recipe, mine_negatives
-from st_hardneg.mining.scoring import Embeddings, Scoring, encoded_texts
-from st_hardneg.search import Searcher
-from st_hardneg.sources import DenseSource, LexicalIndex, LexicalSource, RandomSource, Source, Space
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from st_hardneg.encoders import Encodings, encoder_for
+from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.encoders.vectors import stacked
+from st_hardneg.hosts import pklregister, weights_versions
+from st_hardneg.mining.engine import mine
+from st_hardneg.mining.task import Task
 
 
 class HardNegativeMiner:
@@ -35,50 +32,62 @@ class HardNegativeMiner:
     other rows of the same anchor have are only known if they come through ``positives``.
 
     Works with ``datasets.Dataset.map`` and ``IterableDataset.map``, in one process or several. The function's
-    fingerprint, by which ``datasets`` finds cached results, follows weights, corpus, positives and config.
+    fingerprint, by which ``datasets`` finds cached results, follows weights, corpus, positives and recipe.
 
     Args:
-        model: The model to search with. It is kept as it is; train it further and make a new miner.
-        corpus: Texts to search: a list, or a Dataset with a column ``text``. None: those of ``positives``.
-        config: How to mine. ``shortfall="drop"`` leaves None in empty slots; if the first rows may have nothing else,
-            tell ``map`` the types: ``features=``.
+        model: The model to search with, as it is now. A miner whose model was trained on afterwards refuses to mine.
+        corpus: Texts to search: a list, ``{id: text}``, or a Dataset with a column ``text``. None: those of
+            ``positives``.
+        config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None. With ``shortfall="drop"``, rows with
+            an empty slot are left out.
         positives: Known positives of all rows: a Dataset of (anchor, positive) rows, or a ``HardNegativeDataset``.
         anchor_column_name: The anchor column of the batches and of ``positives``; the first one if None.
         positive_column_name: The positive column; the second one if None.
         output_scores: Add ``scores``: the model's similarity of the positive and of each negative.
+        use_faiss: Search with FAISS's flat index.
+        batch_size: Texts encoded at once.
+        **fields: Fields of :class:`MiningConfig`, laid over the recommended recipe; not together with ``config``.
 
     Raises:
         ValueError: If there is neither a corpus nor positives, or one of them is empty.
-        TypeError: If the model is no Sentence Transformer.
+        TypeError: If the model cannot encode.
 
     Example:
         ::
 
-            miner = HardNegativeMiner(model, corpus, MiningConfig(num_negatives=2), positives=pairs)
+            miner = HardNegativeMiner(model, corpus, num_negatives=2, positives=pairs)
             mined = pairs.map(miner, batched=True, batch_size=1000)   # adds negative_1 and negative_2
     """
 
     def __init__(
         self,
-        model: SentenceTransformer,
-        corpus: Sequence[str] | Dataset | None,
+        model: Any,
+        corpus: Any = None,
         config: MiningConfig | None = None,
         *,
         positives: Dataset | HardNegativeDataset | None = None,
         anchor_column_name: str | None = None,
         positive_column_name: str | None = None,
         output_scores: bool = False,
+        use_faiss: bool = False,
+        batch_size: int = 32,
+        **fields: Any,
     ) -> None:
-        self.config = checked_config(config)
+        self.config = checked_config(config, fields)
         self.output_scores = output_scores
         self.model = model
-        self._similarity = similarity_name(model)
         _check_config(self.config)
-        default_searcher(self.config)  # a missing extra is an error now, not in the middle of a map
+        self._make_searcher = searcher_maker(None, use_faiss, 100_000)
+        self._batch_size = batch_size
+        self._encoder = encoder_for(model, Encodings.from_config(self.config, batch_size))
         known = positives
         if known is not None and not isinstance(known, HardNegativeDataset):
             known = HardNegativeDataset(
-                known, corpus, anchor_column_name=anchor_column_name, positive_column_name=positive_column_name
+                known,
+                corpus,
+                MiningConfig(identity=self.config.identity),
+                anchor_column_name=anchor_column_name,
+                positive_column_name=positive_column_name,
             )
         if known is None and corpus is None:
             raise ValueError(
@@ -86,21 +95,48 @@ class HardNegativeMiner:
             )
         self.anchor_column_name = anchor_column_name or (known.anchor_column_name if known is not None else None)
         self.positive_column_name = positive_column_name or (known.positive_column_name if known is not None else None)
-        self._positives_of = _positives_by_anchor(known)
+        self._key_of = IDENTITIES[self.config.identity]
+        self._positives_of = self._positives_by_anchor(known)
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
-        self._numbered = number_texts(TextColumn.of(all_positives), corpus)
-        self._lexical_index = LexicalIndex(self._numbered.corpus) if "lexical" in self.config.quotas else None
-        self._encodings = Encodings.from_config(self.config)
+        self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
+        self._versions = weights_versions(model)
+        self._model_fingerprint = self._encoder.fingerprint()
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
-        self._embeddings = encode(model, texts, self._encodings.corpus, show_progress_bar=True)
-        self._searcher: Searcher | None = None
+        shards = self._encoder.corpus(texts, show_progress_bar=True)
+        self._kept: dict[str, Any] = {"searched vectors": stacked(shards, len(texts)), "keeps_searcher": True}
         self.fingerprint = self._make_fingerprint()
+
+    def map(self, dataset: Any, batch_size: int = 1000, **options: Any) -> Any:
+        """Return ``dataset.map(self, batched=True)`` with the types of the new columns, which a stream cannot tell.
+
+        Args:
+            dataset: A Dataset or an IterableDataset of (anchor, positive) rows.
+            batch_size: Rows mined at once.
+            **options: Further arguments of ``map``.
+        """
+        if dataset.features is not None:
+            features = dataset.features.copy()
+            features.update({name: Value("string") for name in self.negative_names})
+            features.update({"scores": List(Value("float64"))} if self.output_scores else {})
+            options = {"features": features, **options}
+        return dataset.map(self, batched=True, batch_size=batch_size, **options)
+
+    @property
+    def negative_names(self) -> list[str]:
+        """``negative_1`` to ``negative_n``."""
+        return [f"negative_{slot + 1}" for slot in range(self.config.num_negatives)]
+
+    def _positives_by_anchor(self, known: HardNegativeDataset | None) -> dict[bytes, list[str]]:
+        found: dict[bytes, dict[str, None]] = {}
+        for anchor, positive in known.known_pairs() if known is not None else ():
+            found.setdefault(self._key_of(anchor), {})[positive] = None
+        return {key: list(texts) for key, texts in found.items()}
 
     def _make_fingerprint(self) -> str:
         return recipe_fingerprint(
             type(self).__qualname__,
-            weights_fingerprint(self.model),
+            self._model_fingerprint,
             texts_fingerprint(text for batch in self._numbered.corpus.texts.batches() for text in batch),
             sorted((key.hex(), sorted(texts)) for key, texts in self._positives_of.items()),
             self.config.to_dict(),
@@ -120,27 +156,40 @@ class HardNegativeMiner:
 
         Raises:
             MiningError: If a query has too few negatives and ``shortfall="error"``.
-            ValueError: If the batch lacks a column or has empty texts.
+            ValueError: If the batch lacks a column, has empty texts, or has a column of one of our names.
         """
+        if self._versions != weights_versions(self.model):
+            raise ValueError(
+                "The model was trained after this miner was made, so that its vectors of the corpus are out of date. Make "
+                "a new HardNegativeMiner."
+            )
+        ours = [*self.negative_names]
+        ours += ["scores"] if self.output_scores else []
+        if clash := sorted(set(ours) & set(batch)):
+            raise ValueError(
+                f"The batches have columns {clash} of their own, which the miner would overwrite. Rename them first, with "
+                "`dataset.rename_column`."
+            )
         anchors, positives = self._texts_of(batch)
         if not anchors:
-            return {**batch, **{f"negative_{slot + 1}": [] for slot in range(self.config.num_negatives)}}
+            return {**batch, **{name: [] for name in ours}}
         # The other positives of these anchors join the batch as rows of their own, and are left out of the result.
         others = [
             (anchor, positive)
             for anchor in dict.fromkeys(anchors)
-            for positive in self._positives_of.get(same_text_key(anchor), ())
+            for positive in self._positives_of.get(self._key_of(anchor), ())
         ]
         numbered = self._numbered.with_positives(TextColumn.of([*positives, *(positive for _, positive in others)]))
         pairs = pair_up(TextColumn.of([*anchors, *(anchor for anchor, _ in others)]), numbered)
-        scoring = Scoring(
-            self._embed(pairs, numbered.corpus),
-            pairs,
-            numbered.corpus,
-            with_positive_similarity=self.config.max_positive_similarity is not None,
+        task = Task(
+            pairs, numbered.corpus, make_searcher=self._make_searcher, batch_size=self._batch_size, kept=self._kept
         )
-        mined = mine_negatives(scoring, self._sources(scoring), Recipe(self.config))
-        return {**batch, **self._columns(mined, len(anchors))}
+        mining = mine(task, self._encoder, self.config)
+        columns = {**batch, **self._columns(mining, pairs, numbered.corpus.texts, len(anchors))}
+        is_complete = mining.negatives.is_present.all(dim=1)[torch.from_numpy(pairs.row_query[: len(anchors)])].tolist()
+        if all(is_complete):
+            return columns
+        return {name: list(compress(values, is_complete)) for name, values in columns.items()}
 
     def _texts_of(self, batch: Mapping[str, list[Any]]) -> tuple[list[str], list[str]]:
         names = list(batch)
@@ -160,77 +209,43 @@ class HardNegativeMiner:
         check_text_column(rows, positive, "positive_column_name")
         return list(batch[anchor]), list(batch[positive])
 
-    def _embed(self, pairs: Pairs, corpus: Corpus) -> Embeddings:
-        """Return embeddings of the corpus, the batch's queries, and those of its positives that are not searched."""
-        queries = encode(self.model, pairs.query_texts(), self._encodings.queries)
-        encoded, corpus_row = encoded_texts(pairs, corpus)
-        others = encoded[len(corpus.searched) :]
-        texts = self._embeddings
-        if len(others):
-            texts = torch.cat([texts, encode(self.model, corpus.texts.take(others), self._encodings.corpus)])
-        pairwise = SimilarityFunction.to_similarity_pairwise_fn(self._similarity)
-        return Embeddings(queries, texts, corpus_row, pairwise)
-
-    def _ready_searcher(self) -> Searcher:
-        if self._searcher is None:
-            self._searcher = default_searcher(self.config)
-            self._searcher.index(self._embeddings, self._similarity)
-        return self._searcher
-
-    def _sources(self, scoring: Scoring) -> dict[str, Source]:
-        searched, quotas = self._numbered.corpus.searched, self.config.quotas
-        sources: dict[str, Source] = {"dense": DenseSource(scoring, (Space(self._ready_searcher(), searched, DENSE),))}
-        if self._lexical_index is not None:
-            sources["lexical"] = LexicalSource(scoring, self._lexical_index)
-        if "random" in quotas:
-            sources["random"] = RandomSource(scoring, (searched,), quotas["random"], self.config.seed, refresh=0)
-        return sources
-
-    def _columns(self, mined: Mined, num_rows: int) -> dict[str, list[Any]]:
-        scoring = mined.scoring
-        query = scoring.pairs.row_query[:num_rows]
-        ids = mined.negatives.corpus_ids.numpy()[query]
+    def _columns(self, mining: Mining, pairs: Pairs, texts: TextColumn, num_rows: int) -> dict[str, list[Any]]:
+        rows = torch.from_numpy(pairs.row_query[:num_rows])
+        negatives = mining.negatives.rows(rows)
         columns: dict[str, list[Any]] = {}
-        for slot in range(ids.shape[1]):
-            found = scoring.corpus.texts.take(ids[:, slot].clip(min=0))
-            columns[f"negative_{slot + 1}"] = [
-                text if number >= 0 else None for text, number in zip(found, ids[:, slot], strict=True)
-            ]
+        for slot in range(negatives.ids.shape[1]):
+            ids = negatives.ids[:, slot].numpy()
+            columns[f"negative_{slot + 1}"] = texts.take(ids.clip(min=0))
         if self.output_scores:
-            rows = torch.from_numpy(query)
-            own = torch.from_numpy(scoring.pairs.row_positive[:num_rows])[:, None]
-            positive = scoring.embeddings.similarity_of_pairs(rows, own)
-            columns["scores"] = torch.cat([positive, mined.negatives.similarities[rows]], dim=1).tolist()
+            positive = mining.positive_similarities[:num_rows, None]
+            columns["scores"] = torch.cat([positive, negatives.similarities], dim=1).tolist()
         return columns
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._versions != weights_versions(self.model):
+            raise ValueError("The model was trained after this miner was made. Make a new HardNegativeMiner.")
         # Another process indexes anew: not every index can be pickled.
-        return {**self.__dict__, "_searcher": None}
+        kept = {name: value for name, value in self._kept.items() if name not in ("searcher", "lexical")}
+        return {**self.__dict__, "_kept": kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._versions = weights_versions(self.model)  # another process counts anew
 
 
 def _check_config(config: MiningConfig) -> None:
-    """Raise if the config asks for what a batch by itself does not have."""
-    unknown = sorted(set(config.quotas) - {"dense", "lexical", "random"})
-    if unknown:
+    """Raise if the recipe asks for what a batch by itself does not have."""
+    if unknown := sorted(set(config.quotas) - {"dense", "lexical", "random"}):
         raise ValueError(
             f"Expected quotas for 'dense', 'lexical' and 'random' only, which is what a HardNegativeMiner has, got "
             f"{unknown}. Use a HardNegativeDataset for other sources."
         )
-    for name in ("search_spaces", "replacement", "num_topics"):
+    for name in ("search_spaces", "replacement"):
         if getattr(config, name) != getattr(MiningConfig(), name):
             raise ValueError(
                 f"Expected `{name}={getattr(MiningConfig(), name)!r}`, got {getattr(config, name)!r}, which needs all "
                 "rows at once; `map` shows one batch. Use a HardNegativeDataset."
             )
-
-
-def _positives_by_anchor(known: HardNegativeDataset | None) -> dict[bytes, list[str]]:
-    if known is None:
-        return {}
-    found: dict[bytes, dict[str, None]] = {}
-    for anchor, positive in known.known_pairs():
-        found.setdefault(same_text_key(anchor), {})[positive] = None
-    return {key: list(texts) for key, texts in found.items()}
 
 
 @pklregister(HardNegativeMiner)

@@ -56,6 +56,10 @@ class MiningReport:
         num_merged_texts: Texts that count as the same text as an earlier one, by the recipe's ``identity``.
         recall: Share of the nearest texts that the searcher found, on a sample of queries, where it is approximate; None
             where the search is exact.
+        typical_rank: The typical rank of the right answer among unlabelled texts (geometric mean over a sample of queries),
+            from 1; None where no bound of the recipe follows it.
+        doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls from
+            one mining to the next.
         notes: What deserves attention, in words.
         further: What a later version of this package has noted besides.
     """
@@ -94,6 +98,8 @@ class MiningReport:
     num_positives_in_corpus: int | None = None
     num_merged_texts: int = 0
     recall: float | None = None
+    typical_rank: float | None = None
+    doubt: float | None = None
     notes: Sequence[str] = ()
     further: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,6 +124,8 @@ class MiningReport:
             if name in values:
                 _check_kind(name, values[name], part)
         known = {name: values[name] for name in names if name in values}
+        if "notes" in known:
+            known["notes"] = tuple(known["notes"])  # JSON has no tuples
         return cls(**known, further={name: value for name, value in values.items() if name not in names})
 
     def metrics(self) -> dict[str, float]:
@@ -136,6 +144,8 @@ class MiningReport:
                 )
             },
             "recall": self.recall,
+            "typical_rank": self.typical_rank,
+            "doubt": self.doubt,
             **self.hardness,
             "seconds": sum(self.seconds.values()),
             "stage": self.stage_number,
@@ -160,6 +170,11 @@ class MiningReport:
             lines.append(f"  {self.num_positives_in_corpus:,} of {self.num_positives:,} positives found in the corpus")
         if self.num_merged_texts:
             lines.append(f"  {self.num_merged_texts:,} texts count as the same as another one (`identity`)")
+        if self.typical_rank is not None:
+            lines.append(
+                f"  the right answer typically ranks {_ordinal(self.typical_rank)} among unlabelled texts: adaptive bounds "
+                f"at {self.doubt or 0:.0%} of their strength"
+            )
         return lines + [f"  note: {note}" for note in self.notes]
 
     def _waterfall(self) -> list[str]:
@@ -168,9 +183,8 @@ class MiningReport:
             f"  {'retrieved':<34}{self.num_candidates:>12,}",
         ]
         for rule, count in self.removed.items():
-            lines.append(
-                f"  {'- ' + rule:<34}{count:>12,}{_share(count, self.num_candidates):>9}{self.removed_alone.get(rule, 0):>17,}"
-            )
+            share, alone = _share(count, self.num_candidates), self.removed_alone.get(rule, 0)
+            lines.append(f"  {'- ' + rule:<34}{count:>12,}{share:>9}{alone:>17,}")
         return [*lines, f"  {'kept':<34}{self.num_kept:>12,}{_share(self.num_kept, self.num_candidates):>9}"]
 
     def _slots(self) -> list[str]:
@@ -236,6 +250,14 @@ def _check_kind(name: str, value: Any, part: Field[Any]) -> None:
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _ordinal(rank: float) -> str:
+    if rank >= 100:
+        return "below 100th"
+    number = max(1, round(rank))
+    ending = "th" if 10 < number % 100 < 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
 
 
 def _share(part: int, whole: int) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from st_hardneg.corpus.identity import same_text_key
+from st_hardneg.hosts import DefaultBatchSampler
 from st_hardneg.live.dataset import live_topics
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _READ_ROWS = 10_000
 _MAX_PASSES = 10
 
 
-class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
+class NoDuplicatePairsBatchSampler(DefaultBatchSampler):
     """Batches in which no anchor or positive occurs twice, whatever the negatives are at the moment.
 
     Sentence Transformers' ``BatchSamplers.NO_DUPLICATES`` looks at every column, negatives included: with negatives that
@@ -62,19 +62,20 @@ class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
             generator=generator,
             seed=seed,
         )
-        # ST's sampler then compares `_row_hashes` in place of the rows themselves.
-        self.precompute_hashes = True
-        self._row_hashes: np.ndarray | None = None
+        labels = [name for name in dataset.column_names if name in (valid_label_columns or [])]
+        self.dataset = dataset.remove_columns(labels) if labels else dataset
+        self._pair_hashes: np.ndarray | None = None
 
-    def _build_hashes(self) -> None:
-        if self._row_hashes is None:
-            self._row_hashes = pair_hashes(self.dataset)
+    def _hash_pairs(self) -> np.ndarray:
+        # At the first iteration only: a refresh never changes anchors and positives.
+        if self._pair_hashes is None:
+            self._pair_hashes = pair_hashes(self.dataset)
+        return self._pair_hashes
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of an epoch, as row numbers; what is left over makes smaller ones unless it is dropped."""
         if self.generator is not None and self.seed is not None:
             self.generator.manual_seed(self.seed + self.epoch)
-        self._build_hashes()
         rows = torch.randperm(len(self.dataset), generator=self.generator).tolist()
         for batch in self._batches(rows):
             if len(batch) == self.batch_size or not self.drop_last:
@@ -86,7 +87,7 @@ class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
         A row that would repeat a text waits with the others of this text, of which only the first can enter the next
         batch. So a batch looks at its own rows and at one row per text that is waited for, not at all that wait.
         """
-        assert self._row_hashes is not None
+        hashes = self._hash_pairs()
         waiting: dict[int, list[int]] = {}
         place = 0
         while place < len(rows) or waiting:
@@ -102,7 +103,7 @@ class NoDuplicatePairsBatchSampler(NoDuplicatesBatchSampler):
                     heapq.heappop(waiting[text])
                 else:
                     number, text, place = place, None, place + 1
-                own = self._row_hashes[rows[number]].tolist()
+                own = hashes[rows[number]].tolist()
                 blocking = next((one for one in own if one in texts), None)
                 if blocking is None:
                     batch.append(rows[number])
@@ -152,7 +153,6 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
         """
         if self.generator is not None and self.seed is not None:
             self.generator.manual_seed(self.seed + self.epoch)
-        self._build_hashes()
         topics = torch.from_numpy(self._topics())
         yielded = 0
         # Duplicates may leave fewer whole batches than `len()` has promised, and with it the end of the epoch.

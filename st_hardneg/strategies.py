@@ -53,7 +53,7 @@ def _check_number(strategy: Any, name: str, *, above: float | None = None, least
         raise ValueError(f"Expected `{name}` of {kind} to be at least {least:g}, got {value!r}.")
 
 
-# --- sampling strategies: log weights of shape (q, k), float64 ------------------------------------------------------------
+# --- sampling strategies: log weights of shape (q, k), float64 --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,35 @@ class Easy:
         return (self.ratio * now < first) & (now.abs() < self.score)
 
 
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A bound whose strength follows how far the model can be trusted on these data, and that is measured from chance.
+
+    Where many unlabelled texts outrank the right answer before training, some of them are right answers that nobody has
+    labelled, and the bound is ``doubted``; where hardly any do, it is ``trusted``; in between it is interpolated by the
+    logarithm of the right answer's typical rank (see :mod:`st_hardneg.mining.trust`). Similarities are counted from the
+    mean similarity of random texts, as a model's random pairs may score high.
+
+    Args:
+        trusted: The bound where the right answer comes first.
+        doubted: The bound where it typically ranks tenth or lower.
+    """
+
+    trusted: float
+    doubted: float
+
+    def __post_init__(self) -> None:
+        _check_number(self, "trusted", least=0)
+        _check_number(self, "doubted", least=0)
+
+    def at(self, doubt: float) -> float:
+        """Return the bound for a doubt from 0 to 1."""
+        return self.trusted + (self.doubted - self.trusted) * doubt
+
+
 SAMPLING: dict[str, type] = {
     "random": Uniform,
     "softmax": Softmax,
@@ -200,6 +229,9 @@ SAMPLING: dict[str, type] = {
 
 REPLACEMENT: dict[str, type] = {"easy": Easy}
 """Rules of replacement by name; ``"all"`` keeps nothing."""
+
+BOUNDS: dict[str, type] = {"adaptive": Adaptive}
+"""Bounds that are no plain numbers, by name."""
 
 # As in ST, two strategies are plain names, and look no deeper than ST does.
 PLAIN_NAMES = ("top", "random", "all")

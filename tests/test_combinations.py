@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, load_from_disk
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.candidates import Negatives, find_in_row, is_repeated
-from st_hardneg.training.schedules import Linear, Stage, describe
 from tests.conftest import WORDS, random_texts, word_model
-from tests.test_resume import make_args, make_model, make_negatives
+from tests.training.runs import make_args, make_model, make_negatives
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
@@ -64,108 +60,6 @@ def test_draws_never_bring_a_text_that_stays(rate):
     hard_negatives.mine(other_model(0), show_progress_bar=False)
     ids = hard_negatives.negative_ids
     assert (ids >= 220).all() and (ids < 223).all() and (ids[:, 0] != ids[:, 1]).all()
-
-
-def test_what_is_kept_never_exceeds_the_quota_of_a_new_stage(tmp_path):
-    """A stage that takes nothing from the search any more keeps nothing of it, either."""
-    model = make_model()
-    pairs = Dataset.from_dict({"anchor": TEXTS[:40], "positive": TEXTS[40:80]})
-    config = MiningConfig(num_negatives=2, sources={"dense": 2, "random": 0}, replacement="easy", easy_score=0.0)
-    hard_negatives = HardNegativeDataset(pairs, TEXTS[80:200], config)
-    hard_negatives.mine(model, show_progress_bar=False)
-    stages = [
-        Stage("near", 1),
-        Stage("both", 1, sources={"dense": 1, "random": 1}),
-        Stage("far", 1, sources={"random": 2}),
-    ]
-    callback = MiningCallback(hard_negatives, mining_strategy="epoch", schedule=stages)
-    train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=-1, num_train_epochs=3)
-    assert [report.stage for report in callback.reports] == ["both", "far"]
-    assert [dict(report.sources) for report in callback.reports] == [{"dense": 40, "random": 40}, {"random": 80}]
-
-
-def encoded_with(model) -> list[tuple[object, int]]:
-    """Return a list to which every call of the model adds its prompt and batch size."""
-    calls = []
-    for name in ("encode_query", "encode_document"):
-        encode = getattr(model, name)
-
-        def noted(texts, *, encode=encode, **options):
-            calls.append((options["prompt"], options["batch_size"]))
-            return encode(texts, **options)
-
-        setattr(model, name, noted)
-    return calls
-
-
-def test_prompts_of_a_stage_are_used(tmp_path):
-    """What a report calls in force is what texts were encoded with."""
-    model = make_model()
-    hard_negatives = make_negatives(model)
-    calls = encoded_with(model)
-    stages = [Stage("first", 1, query_prompt="w1 ", batch_size=7)]
-    train(tmp_path, [MiningCallback(hard_negatives, schedule=stages)], hard_negatives.as_dataset(), model, max_steps=2)
-    assert calls == [("", 7), ("w1 ", 7)]
-
-
-def test_a_teacher_has_prompts_of_its_own(tmp_path):
-    """They are left to the teacher, as `mine(teacher)` does; the student's do not apply."""
-    model, teacher = make_model(), other_model(3)
-    hard_negatives = make_negatives(model)
-    calls = encoded_with(teacher)
-    callback = MiningCallback(hard_negatives, mining_steps=1, model=teacher)
-    train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=2, prompts="w5 ")
-    assert calls == [(None, 32), (None, 32)]
-
-
-def test_two_callbacks_log_under_the_names_of_their_datasets(tmp_path):
-    """Each figure can be told from the other dataset's."""
-    model = make_model()
-    parts = {"one": make_negatives(model), "two": make_negatives(model, seed=5)}
-    dataset = DatasetDict({name: part.as_dataset() for name, part in parts.items()})
-    log = train(
-        tmp_path, [MiningCallback({name: part}, 2) for name, part in parts.items()], dataset, model, max_steps=4
-    )
-    keys = {key for entry in log for key in entry if key.startswith("mining/")}
-    assert {"mining/one/refresh", "mining/two/refresh"} <= keys and "mining/refresh" not in keys
-
-
-def test_what_cannot_come_about_is_said(tmp_path, caplog):
-    """Stages after the end, stages within the warm-up, and slots that keep what a filter would remove."""
-    model = make_model()
-    hard_negatives = make_negatives(model)
-    stages = [Stage("easy", 1), Stage("hard", 2, relative_margin=0.0), Stage("never", 1)]
-    callback = MiningCallback(hard_negatives, schedule=stages, mining_warmup_steps=3)
-    with caplog.at_level(logging.WARNING, "st_hardneg"):
-        train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=20, per_device_train_batch_size=8)
-    assert "before the stages ['hard', 'never'] of the curriculum begin" not in caplog.text
-    assert "The training ends after epoch 2, before the stages ['never'] of the curriculum begin" in caplog.text
-    assert "The stage that begins at step 0 is not mined for, as `mining_warmup_steps=3`" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "st_hardneg"):
-        lowest = float(np.quantile(hard_negatives.negative_scores, 0.3))
-        schedule = {"max_score": Linear(1.0, lowest - (1.0 - lowest) / 3)}  # `lowest` at step 3 of 4
-        train(
-            tmp_path,
-            [MiningCallback(hard_negatives, 3, schedule=schedule)],
-            hard_negatives.as_dataset(),
-            model,
-            max_steps=4,
-        )
-    assert (
-        "slots keep an earlier negative that a filter would remove today" in caplog.text
-        and "`max_score`" in caplog.text
-    )
-
-
-def test_schedules_that_differ_in_their_arguments_differ():
-    """Also those made with `functools.partial`, so that a resumed run notices."""
-
-    def rate(share, progress):
-        return share
-
-    one, other = ({"random_rate": partial(rate, share)} for share in (0.1, 0.9))
-    assert describe(one) != describe(other) and describe(one) == describe({"random_rate": partial(rate, 0.1)})
 
 
 @pytest.mark.parametrize("damage", ["positive", "ragged"])

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 import st_hardneg
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.training.checkpoint import folder_of
-from tests.test_resume import TEXTS, make_args, make_model, make_negatives, run
+from tests.training.runs import TEXTS, make_args, make_model, make_negatives, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),

@@ -19,8 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 from st_hardneg.search import FaissSearcher
-from st_hardneg.training.callback import check_trained_as_mined
-from tests.conftest import WORDS, random_texts, word_model
+from tests.conftest import random_texts
 
 INVISIBLE = ["\u200b", "\u00ad", "\ufeff", "\u200e", "\u2060", "\ufe0f"]
 
@@ -164,88 +163,6 @@ def test_a_config_survives_tools_that_rewrite_its_annotations():
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_for_positives_only_is_refused_with_the_argument_that_mends_it(bag_of_words, word_pairs, tmp_path):
-    found = mined(word_pairs, model=bag_of_words, n=2)
-    prompts = {"anchor": "w1 ", "positive": "w2 "}
-    with pytest.raises(ValueError, match="the prompt alone would tell them apart") as error:
-        trainer_of(bag_of_words, found, arguments(tmp_path, prompts=prompts)).train()
-    whole = {**prompts, "negative_1": "w2 ", "negative_2": "w2 "}
-    assert f"prompts={whole}" in str(error.value)
-    trainer_of(bag_of_words, found, arguments(tmp_path, prompts=whole)).train()
-
-
-def test_equal_trials_on_one_dataset_are_equal(word_pairs, tmp_path):
-    """A training that starts at step 0 begins with what `mine()` left, counters included."""
-
-    def new_model():
-        return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
-
-    found = mined(
-        word_pairs, random_texts(60, seed=5), model=new_model(), n=2, sampling_strategy="random", range_max=20
-    )
-    before = found.negative_ids
-    losses = []
-    for _ in range(2):
-        model = new_model()
-        losses.append(trainer_of(model, found, arguments(tmp_path, max_steps=12)).train().training_loss)
-    assert losses[0] == losses[1]
-    assert (found.negative_ids != before).any()
-    found.reset()
-    assert (found.negative_ids == before).all()
-
-
-def test_a_mining_that_was_put_in_force_by_hand_is_what_a_training_begins_with(bag_of_words, word_pairs, tmp_path):
-    found = mined(
-        word_pairs, random_texts(60, seed=5), model=bag_of_words, n=2, sampling_strategy="random", range_max=20
-    )
-    other = found.compute_mining(bag_of_words, show_progress_bar=False)
-    found.apply_mining(other)
-    trainer_of(bag_of_words, found, arguments(tmp_path)).train()
-    found.reset()
-    assert (found.negative_ids == other.negative_ids).all()
-
-
-def test_a_prompt_of_another_dataset_stays_in_the_argument_that_is_printed(bag_of_words, word_pairs, tmp_path):
-    found = mined(word_pairs, model=bag_of_words)
-    prompts = {"a": {"anchor": "w1 ", "positive": "w2 "}, "b": {"anchor": "w3 "}}
-    args = arguments(tmp_path, prompts=prompts)
-    with pytest.raises(ValueError, match="the prompt alone would tell them apart") as error:
-        check_trained_as_mined(found, args, "a")
-    mended = {"a": {**prompts["a"], "negative_1": "w2 "}, "b": {"anchor": "w3 "}}
-    assert f"prompts={mended}" in str(error.value)
-    check_trained_as_mined(found, arguments(tmp_path, prompts=mended), "a")
-
-
-def test_a_live_evaluation_set_is_refused(bag_of_words, word_pairs, tmp_path):
-    found = mined(word_pairs, model=bag_of_words)
-    evaluation = mined(word_pairs.select(range(20)), model=bag_of_words)
-    options = {"eval_dataset": evaluation.as_dataset()}
-    with pytest.raises(ValueError, match="`eval_dataset` is a live view"):
-        trainer_of(bag_of_words, found, arguments(tmp_path), **options).train()
-    options = {"eval_dataset": evaluation.to_dataset("n-tuple")}
-    trainer_of(bag_of_words, found, arguments(tmp_path), **options).train()
-
-
-def test_ranks_go_on_with_the_negatives_of_the_first(bag_of_words, word_pairs):
-    first, other = (mined(word_pairs, random_texts(60, seed=s), model=bag_of_words, n=2) for s in (5, 5))
-    other._mining = dataclasses.replace(other._mining, negative_ids=np.roll(other._mining.negative_ids, 1, axis=1))
-    view = other.as_dataset()
-    first.as_dataset()
-    other.start_from(first.starting_state())
-    assert (other.negative_ids == first.negative_ids).all()
-    assert view[3]["negative_1"] == first.as_dataset()[3]["negative_1"]
-    mining, number, _ = first.starting_state()
-    with pytest.raises(ValueError, match="live views have different rows"):
-        other.start_from((mining, number, np.arange(7)))
-
-
-@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder"])
-def test_models_that_cannot_search_are_refused_at_the_start(kind, bag_of_words, tmp_path):
-    model = type(kind, (), {})()
-    with pytest.raises(ValueError, match=f"A {kind} cannot search"):
-        MiningCallback()._check_model(model, arguments(tmp_path))
-
-
 # --- search, samplers, files ------------------------------------------------------------------------------------------
 
 
@@ -353,7 +270,3 @@ def test_a_save_that_names_files_outside_is_refused(bag_of_words, word_pairs, tm
         HardNegativeDataset.load_from_disk(tmp_path / "saved")
 
 
-def test_a_batch_size_does_not_refuse_a_resume():
-    from st_hardneg.training.checkpoint import SPEED
-
-    assert {"batch_size", "query_chunk_size", "corpus_chunk_size"} <= SPEED

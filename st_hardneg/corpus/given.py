@@ -44,7 +44,9 @@ class GivenCorpus:
         if has_titles and getattr(self.dataset.features["title"], "dtype", None) in TEXT_TYPES:
             titles = TextColumn(self.dataset, "title")
             for some_titles, some_texts in zip(titles.batches(), self.texts.batches(), strict=True):
-                yield from ((title.strip() if title else "", text) for title, text in zip(some_titles, some_texts, strict=True))
+                yield from (
+                    (title.strip() if title else "", text) for title, text in zip(some_titles, some_texts, strict=True)
+                )
 
 
 def given_corpus(

@@ -113,8 +113,8 @@ def read_rows(dataset: Any, anchor: str | None, positive: str | None, *, use_giv
             raise TypeError(f"Expected the given negatives in {name!r} to be texts, got {dataset.features[name]}.")
     if use_given and not named and wrong is None:
         raise ValueError(
-            "The source 'given' needs negatives in the dataset: columns 'negative' or 'negative_1', 'negative_2' …, or rows "
-            f"with label 0. Columns are {dataset.column_names}."
+            "The source 'given' needs negatives in the dataset: columns 'negative' or 'negative_1', 'negative_2' …, or "
+            f"rows with label 0. Columns are {dataset.column_names}."
         )
     negatives = named if use_given else ()
     used = {anchor, positive, "weight", label_name, *negatives}
@@ -222,8 +222,8 @@ def _right_rows(dataset: Dataset, *, use_given: bool) -> tuple[str | None, np.nd
                 f"The column {name!r} labels {int((~is_right).sum()):,} of {len(values):,} rows as wrong answers (not "
                 "above 0), and a HardNegativeDataset takes every row for a right one. Use them as negatives with "
                 '`sources={"dense": ..., "given": ...}`, or keep the right ones with '
-                f"`dataset.filter(lambda row: row[{name!r}] > 0)`. If the column does not say which rows are right, remove "
-                f"it with `dataset.remove_columns({name!r})`."
+                f"`dataset.filter(lambda row: row[{name!r}] > 0)`. If the column does not say which rows are right, "
+                f"remove it with `dataset.remove_columns({name!r})`."
             )
         return name, is_right
     return None, None

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
-from datasets.table import InMemoryTable
+
+from st_hardneg.hosts import in_memory_dataset, row_indices
 
 Ids = npt.NDArray[np.int64]
 """Row numbers; shapes are given where they are used."""
@@ -24,7 +24,7 @@ _READ_ROWS = 10_000
 
 def dataset_of(table: pa.Table) -> Dataset:
     """Make a Dataset of an Arrow table, without the hash of all of its bytes that `datasets` would compute."""
-    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
+    return in_memory_dataset(table)
 
 
 class TextColumn:
@@ -46,8 +46,7 @@ class TextColumn:
 
     def _open(self) -> None:
         self._chunks = self._dataset.data.column(self.name)
-        indices = self._dataset._indices
-        self._indices: Ids | None = None if indices is None else indices.column(0).to_numpy().astype(np.int64)
+        self._indices = row_indices(self._dataset)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -71,6 +70,15 @@ class TextColumn:
                 yield self._chunks.slice(start, size).to_pylist()
             else:
                 yield self.take(np.arange(start, min(start + size, len(self))))
+
+    def after(self, start: int) -> Iterator[pa.Array]:
+        """Yield the texts from a row number on, in Arrow arrays of one type."""
+        if self._indices is None:
+            yield from self._chunks.slice(start).chunks
+            return
+        for first in range(start, len(self), _READ_ROWS):
+            rows = np.arange(first, min(first + _READ_ROWS, len(self)))
+            yield pa.array(self.take(rows), type=self._chunks.type)
 
     def followed_by(self, texts: list[str] | TextColumn) -> TextColumn:
         """Return the column with these texts at its end."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from st_hardneg.config import MiningConfig
+from st_hardneg.encoders.fingerprint import PROBES, recipe_fingerprint, vectors_fingerprint, weights_fingerprint
 from st_hardneg.errors import MiningError
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Encodings:
 
 
 class DenseEncoder:
-    """A model with one vector per text: a SentenceTransformer, or any object with ``encode_query`` and ``encode_document``.
+    """A model with one vector per text: a SentenceTransformer, or an object with ``encode_query`` and ``encode_document``.
 
     Args:
         model: The model.
@@ -110,6 +111,15 @@ class DenseEncoder:
                 some = texts[start : start + size]
                 yield encode(self.model, some, encoding)
                 progress.update(len(some))
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen."""
+        if not isinstance(self.model, nn.Module):
+            return None
+        both = (self.encodings.queries, self.encodings.corpus)
+        recipe = [(one.task, one.prompt_name, one.prompt, one.normalize_embeddings) for one in both]
+        probes = [encode(self.model, list(PROBES), one) for one in both]
+        return recipe_fingerprint(weights_fingerprint(self.model), recipe, *map(vectors_fingerprint, probes))
 
 
 def similarity_name(model: Any) -> str:

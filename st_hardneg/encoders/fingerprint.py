@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PROBES = ("What does the model make of a short question?", "And of a statement with 42 numbers, and CAPITALS.", "")
+"""Texts whose vectors show what weights do not: numbers in plain attributes, another backend, a disabled adapter."""
+
+
+def vectors_fingerprint(vectors: Tensor) -> str:
+    """Identify vectors, float of shape ``(m, dim)``, to three digits: more would tell one device from another."""
+    scaled = vectors.detach().float().cpu() / vectors.detach().float().abs().max().cpu().clamp(min=1e-12)
+    return hashlib.blake2b((scaled * 1000.0).round().to(torch.int16).numpy().tobytes(), digest_size=16).hexdigest()
+
 
 def weights_fingerprint(model: nn.Module) -> str:
     """Identify everything about a model that its embeddings depend on.
 
     Weights and buffers byte by byte, and the settings that change embeddings without changing a weight: the modules'
-    structure, truncation, sequence length, prompts, similarity.
+    structure, truncation, sequence length, prompts, similarity. What neither shows, the vectors of :data:`PROBES` do.
 
     Returns:
         32 hexadecimal digits.

@@ -28,3 +28,6 @@ class Encoder(Protocol):
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
         """Yield the vectors of corpus texts, in order, in shards of shape ``(some, dim)``."""
+
+    def fingerprint(self) -> str | None:
+        """Return what identifies everything that decides the vectors, or None if that cannot be told."""

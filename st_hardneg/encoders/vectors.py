@@ -18,6 +18,8 @@ from st_hardneg.encoders.protocol import Encoder
 
 # Pairs are compared in blocks of at most this many floats (256 MB).
 _MAX_FLOATS = 64_000_000
+_BLOCK = 16_384
+_SAMPLE = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +70,42 @@ class Vectors:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
         return self._compare(self._of_texts(one_each), corpus_ids)
 
-    def nearest(self, corpus_ids: Tensor, others: Tensor) -> Tensor:
-        """Return how similar each text, int64 of shape ``(m,)``, is to the nearest of others, of shape ``(m,)``."""
+    def nearest(self, corpus_ids: Tensor, others: Tensor, less: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how similar texts are to the nearest of others, and the same less a number for each of these.
+
+        Args:
+            corpus_ids: int64 of shape ``(m,)``; -1 for none.
+            others: int64 of shape ``(c,)``.
+            less: float32 of shape ``(c,)``.
+
+        Returns:
+            Two float32 tensors of shape ``(m,)``; -inf for none.
+        """
         function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
         right = self._of_texts(others)
-        step = max(1, _MAX_FLOATS // max(1, len(others)))
-        blocks = [function(self._of_texts(some), right).float().amax(dim=1).cpu() for some in corpus_ids.split(step)]
-        return torch.cat(blocks).masked_fill(corpus_ids < 0, -torch.inf)
+        plain, lessened = [], []
+        for some in corpus_ids.split(max(1, _MAX_FLOATS // max(1, len(others)))):
+            similarity = function(self._of_texts(some), right).float().cpu()
+            plain.append(similarity.amax(dim=1))
+            lessened.append((similarity - less).amax(dim=1))
+        missing = corpus_ids < 0
+        return torch.cat(plain).masked_fill(missing, -torch.inf), torch.cat(lessened).masked_fill(missing, -torch.inf)
+
+    def chance(self, vectors: Tensor) -> Tensor:
+        """Return the mean similarity of some vectors, of shape ``(m, dim)``, and the searched texts, of shape ``(m,)``.
+
+        Cosines and dot products have it from the mean vector; other similarities from a sample of texts.
+        """
+        texts = self.searched if len(self.searched) else self.others
+        if self.score_function is None and self.similarity in ("cosine", "dot"):
+            blocks = (block.float() for block in texts.split(_BLOCK))
+            unit = torch.nn.functional.normalize if self.similarity == "cosine" else (lambda block, dim: block)
+            mean = torch.stack([unit(block, dim=1).sum(dim=0) for block in blocks]).sum(dim=0) / len(texts)
+            return (unit(vectors.float(), dim=1) @ mean.to(vectors.device)).cpu()
+        function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
+        places = torch.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts))).round().long()
+        sample = texts[places.to(texts.device)].to(vectors.device)
+        return torch.cat([function(some, sample).float().mean(dim=1).cpu() for some in vectors.split(_BLOCK)])
 
     def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""

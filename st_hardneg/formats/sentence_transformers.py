@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from datasets import Dataset
+import torch
+from datasets import Dataset, concatenate_datasets
 
+from st_hardneg.candidates import LAST_RESORT, Mining
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids, TextColumn, dataset_of
 
 OutputFormat = Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"]
-Scores = npt.NDArray[np.float32]
 
 # Rows built at once: texts are gathered into blocks, so that no second copy of the output is ever held.
 _BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True, eq=False)
-class Tuples:
-    """(anchor, positive, negatives) rows by number, ready to be written in any format.
+class _Rows:
+    """The rows that are written, by number.
 
     Args:
-        anchor_name: Name of the anchor column.
-        positive_name: Name of the positive column.
-        anchors: The texts that ``anchor_rows`` counts.
-        corpus: The texts that corpus ids count.
-        row_query: int64 of shape ``(num_rows,)``: the query of each row.
-        anchor_rows: int64 of shape ``(num_rows,)``: where each row's anchor stands in ``anchors``.
-        positive_ids: int64 of shape ``(num_rows,)``.
-        positive_scores: float32 of shape ``(num_rows,)``.
-        negative_ids: int64 of shape ``(num_rows, num_negatives)``; -1 where empty. Rows of one query have the same.
-        negative_scores: float32 of shape ``(num_rows, num_negatives)``.
+        names: The anchor column and the positive column.
+        anchors: The anchors that ``rows`` counts.
+        texts: The texts that corpus ids count.
+        rows: int64 of shape ``(m,)``: rows of the dataset.
+        queries: int64 of shape ``(m,)``: the query of each.
+        positives: int64 of shape ``(m,)``: the corpus id of each positive.
+        positive_scores: float32 of shape ``(m,)``.
+        negatives: int64 of shape ``(m, num_negatives)``: corpus ids; -1 where empty.
+        scores: float32 of shape ``(m, num_negatives)``.
+        is_stand_in: Boolean of shape ``(m, num_negatives)``: texts that only keep a tuple complete.
     """
 
-    anchor_name: str
-    positive_name: str
+    names: tuple[str, str]
     anchors: TextColumn
-    corpus: TextColumn
-    row_query: Ids
-    anchor_rows: Ids
-    positive_ids: Ids
-    positive_scores: Scores
-    negative_ids: Ids
-    negative_scores: Scores
+    texts: TextColumn
+    rows: Ids
+    queries: Ids
+    positives: Ids
+    positive_scores: npt.NDArray[np.float32]
+    negatives: Ids
+    scores: npt.NDArray[np.float32]
+    is_stand_in: npt.NDArray[np.bool_]
+
+    @property
+    def is_negative(self) -> npt.NDArray[np.bool_]:
+        """Boolean of shape ``(m, num_negatives)``: negatives that pass the rules."""
+        return (self.negatives >= 0) & ~self.is_stand_in
 
 
 def check_output_format(output_format: str) -> None:
@@ -62,78 +70,133 @@ def check_output_format(output_format: str) -> None:
         )
 
 
-def build(tuples: Tuples, output_format: OutputFormat, output_scores: bool) -> tuple[Dataset, Ids]:
+def write_rows(
+    output_format: OutputFormat,
+    names: tuple[str, str],
+    pairs: Pairs,
+    corpus: Corpus,
+    mining: Mining,
+    rows: Ids,
+    *,
+    output_scores: bool,
+) -> tuple[Dataset, Ids]:
     """Write rows in one of the formats; see ``HardNegativeDataset.to_dataset`` for the columns of each.
 
+    Args:
+        output_format: The format.
+        names: Names of the anchor and the positive column.
+        pairs: The rows and their queries.
+        corpus: The texts that ids count.
+        mining: The negatives.
+        rows: int64 of shape ``(m,)``: which rows, in which order.
+        output_scores: Whether to write scores: the cross encoder's if there is one, and else the similarities.
+
     Returns:
-        The dataset, and for each of its rows the row of ``tuples`` that it comes from.
+        The dataset, and for each of its rows the place in ``rows`` that it comes from.
 
     Raises:
         ValueError: If the format is unknown.
     """
     check_output_format(output_format)
-    columns, source = {
-        "triplet": _triplets,
-        "n-tuple": _n_tuples,
-        "labeled-pair": _labeled_pairs,
-        "labeled-list": _labeled_lists,
-    }[output_format](tuples, output_scores)
+    queries, negatives = pairs.row_query[rows], mining.negatives
+    positive_scores = mining.positive_cross_encoder_scores
+    if positive_scores is None:
+        positive_scores = mining.positive_similarities
+    some = negatives.rows(torch.from_numpy(queries))
+    written = _Rows(
+        names,
+        pairs.anchors,
+        corpus.texts,
+        rows,
+        queries,
+        pairs.row_positive[rows],
+        positive_scores.numpy()[rows],
+        some.ids.numpy(),
+        some.scores.numpy(),
+        (some.origins == LAST_RESORT).numpy(),
+    )
+    columns, source = _FORMATS[output_format](written, output_scores)
     return dataset_of(pa.table(columns)), source
 
 
-def _triplets(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
-    source, slot = np.nonzero(tuples.negative_ids >= 0)
-    columns = _anchor_and_positive(tuples, source)
-    columns["negative"] = _texts(tuples.corpus, tuples.negative_ids[source, slot])
+def with_other_columns(dataset: Dataset, wrapped: Dataset, names: tuple[str, str], source: Ids) -> Dataset:
+    """Return an output with the other columns of the wrapped dataset beside it.
+
+    Args:
+        dataset: The output.
+        wrapped: The wrapped dataset.
+        names: Names of the anchor and the positive column, which both have.
+        source: int64 of shape ``(len(dataset),)``: the row of ``wrapped`` that each row comes from.
+
+    Raises:
+        ValueError: If both have another column of one name.
+    """
+    ours = [name for name in dataset.column_names if name not in names]
+    if clash := sorted(set(ours) & set(wrapped.column_names)):
+        raise ValueError(
+            f"The dataset has columns {clash} of its own, and so has the output. Rename yours before the dataset is "
+            "wrapped, with `dataset.rename_column`, or leave out `keep_columns` or `output_scores`."
+        )
+    others = [name for name in wrapped.column_names if name not in dataset.column_names]
+    if not others:
+        return dataset
+    beside = wrapped.with_format(None).select_columns(others).select(source)
+    return concatenate_datasets([dataset, beside], axis=1)
+
+
+def _triplets(rows: _Rows, output_scores: bool) -> tuple[dict[str, Any], Ids]:
+    source, slot = np.nonzero(rows.is_negative)
+    columns = _anchor_and_positive(rows, source)
+    columns["negative"] = _texts(rows.texts, rows.negatives[source, slot])
     if output_scores:
-        scores = np.stack([tuples.positive_scores[source], tuples.negative_scores[source, slot]], axis=1)
+        scores = np.stack([rows.positive_scores[source], rows.scores[source, slot]], axis=1)
         columns["scores"] = _lists(scores.astype(np.float64))
     return columns, source
 
 
-def _n_tuples(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
-    source = np.flatnonzero((tuples.negative_ids >= 0).all(axis=1))
-    columns = _anchor_and_positive(tuples, source)
-    for i in range(tuples.negative_ids.shape[1]):
-        columns[f"negative_{i + 1}"] = _texts(tuples.corpus, tuples.negative_ids[source, i])
+def _n_tuples(rows: _Rows, output_scores: bool) -> tuple[dict[str, Any], Ids]:
+    source = np.flatnonzero((rows.negatives >= 0).all(axis=1))
+    columns = _anchor_and_positive(rows, source)
+    for i in range(rows.negatives.shape[1]):
+        columns[f"negative_{i + 1}"] = _texts(rows.texts, rows.negatives[source, i])
     if output_scores:
-        scores = np.concatenate([tuples.positive_scores[source, None], tuples.negative_scores[source]], axis=1)
+        scores = np.concatenate([rows.positive_scores[source, None], rows.scores[source]], axis=1)
         columns["scores"] = _lists(scores.astype(np.float64))
     return columns, source
 
 
-def _labeled_pairs(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
+def _labeled_pairs(rows: _Rows, output_scores: bool) -> tuple[dict[str, Any], Ids]:
     """Each row's positive, and after a query's last row its negatives, once."""
-    num_rows = len(tuples.negative_ids)
+    num_rows = len(rows.negatives)
     last = np.zeros(num_rows, dtype=bool)
-    last[num_rows - 1 - np.unique(tuples.row_query[::-1], return_index=True)[1]] = True
-    is_written = np.concatenate([np.ones((num_rows, 1), bool), (tuples.negative_ids >= 0) & last[:, None]], axis=1)
+    last[num_rows - 1 - np.unique(rows.queries[::-1], return_index=True)[1]] = True
+    is_written = np.concatenate([np.ones((num_rows, 1), bool), (rows.is_negative & last[:, None])], axis=1)
     source, place = np.nonzero(is_written)
-    ids = np.concatenate([tuples.positive_ids[:, None], tuples.negative_ids], axis=1)[source, place]
+    ids = np.concatenate([rows.positives[:, None], rows.negatives], axis=1)[source, place]
     columns: dict[str, Any] = {
-        tuples.anchor_name: _texts(tuples.anchors, tuples.anchor_rows[source]),
-        tuples.positive_name: _texts(tuples.corpus, ids),
+        rows.names[0]: _texts(rows.anchors, rows.rows[source]),
+        rows.names[1]: _texts(rows.texts, ids),
     }
     if output_scores:
-        scores = np.concatenate([tuples.positive_scores[:, None], tuples.negative_scores], axis=1)[source, place]
+        scores = np.concatenate([rows.positive_scores[:, None], rows.scores], axis=1)[source, place]
         columns["score"] = pa.array(scores.astype(np.float64))
     else:
         columns["label"] = pa.array((place == 0).astype(np.int64))
     return columns, source
 
 
-def _labeled_lists(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any], Ids]:
-    present = tuples.negative_ids >= 0
+def _labeled_lists(rows: _Rows, output_scores: bool) -> tuple[dict[str, Any], Ids]:
+    present = rows.is_negative
     source = np.flatnonzero(present.any(axis=1))
     is_written = np.concatenate([np.ones((len(source), 1), bool), present[source]], axis=1)
     offsets = np.concatenate([[0], np.cumsum(is_written.sum(axis=1))])
-    ids = np.concatenate([tuples.positive_ids[source, None], tuples.negative_ids[source]], axis=1)[is_written]
+    ids = np.concatenate([rows.positives[source, None], rows.negatives[source]], axis=1)[is_written]
     columns: dict[str, Any] = {
-        tuples.anchor_name: _texts(tuples.anchors, tuples.anchor_rows[source]),
-        tuples.positive_name: _ragged(_texts(tuples.corpus, ids).combine_chunks(), offsets),
+        rows.names[0]: _texts(rows.anchors, rows.rows[source]),
+        rows.names[1]: _ragged(_texts(rows.texts, ids).combine_chunks(), offsets),
     }
     if output_scores:
-        scores = np.concatenate([tuples.positive_scores[source, None], tuples.negative_scores[source]], axis=1)
+        scores = np.concatenate([rows.positive_scores[source, None], rows.scores[source]], axis=1)
         columns["scores"] = _ragged(pa.array(scores[is_written].astype(np.float64)), offsets)
     else:
         labels = np.zeros(len(ids), dtype=np.int64)
@@ -142,10 +205,10 @@ def _labeled_lists(tuples: Tuples, output_scores: bool) -> tuple[dict[str, Any],
     return columns, source
 
 
-def _anchor_and_positive(tuples: Tuples, source: Ids) -> dict[str, Any]:
+def _anchor_and_positive(rows: _Rows, source: Ids) -> dict[str, Any]:
     return {
-        tuples.anchor_name: _texts(tuples.anchors, tuples.anchor_rows[source]),
-        tuples.positive_name: _texts(tuples.corpus, tuples.positive_ids[source]),
+        rows.names[0]: _texts(rows.anchors, rows.rows[source]),
+        rows.names[1]: _texts(rows.texts, rows.positives[source]),
     }
 
 
@@ -168,3 +231,11 @@ def _lists(values: npt.NDArray[np.float64]) -> pa.Array:
 
 def _ragged(values: pa.Array, offsets: Ids) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), values)
+
+
+_FORMATS: dict[str, Callable[[_Rows, bool], tuple[dict[str, Any], Ids]]] = {
+    "triplet": _triplets,
+    "n-tuple": _n_tuples,
+    "labeled-pair": _labeled_pairs,
+    "labeled-list": _labeled_lists,
+}

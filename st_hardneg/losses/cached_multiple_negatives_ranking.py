@@ -14,6 +14,7 @@ from tqdm import trange
 
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.hardness import HardnessDefinition
+from st_hardneg.hosts import delegated_attributes
 from st_hardneg.losses.diagnostics import MaskingDiagnostics
 from st_hardneg.losses.in_batch import Direction, Negatives
 from st_hardneg.losses.masking import SupportsKnownPositives, recommended_settings
@@ -95,7 +96,7 @@ class SemiHardCachedMultipleNegativesRankingLoss(CachedMultipleNegativesRankingL
 
     loss: SemiHardMultipleNegativesRankingLoss
     _delegated_to_wrapped_loss = (
-        *CachedMultipleNegativesRankingLoss._delegated_to_wrapped_loss,
+        *delegated_attributes(CachedMultipleNegativesRankingLoss),
         "mask_hard",
         "margin",
         "max_positive_similarity",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from st_hardneg.hosts import loss_components
 from st_hardneg.losses.masking import LeftOut
 
 SHARE_NAMES = ("masked_unfilled", "masked_known_positive", "masked_near_positive", "masked_hard", "masked_easy")
@@ -111,7 +112,7 @@ def track_diagnostics(trainer: Any) -> None:
         trainer: A ``SentenceTransformerTrainer``.
     """
     counts = _pop_counts(trainer.loss)
-    components = trainer.accum_loss_components["train"]
+    components = loss_components(trainer)
     steps = int(components.get("steps", 0))
     values = {
         prefix + name: torch.tensor(share, device=row.device)

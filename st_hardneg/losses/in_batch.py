@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from sentence_transformers.util import all_gather, all_gather_with_grad, get_rank
 from torch import Tensor
 from torch.nn import functional
 
 from st_hardneg.corpus.known import KnownPositives
+from st_hardneg.hosts import all_gather, all_gather_with_grad, get_rank
 from st_hardneg.losses.labels import UNFILLED
 
 Direction: TypeAlias = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from sentence_transformers.base.losses.gradcache import uses_gradient_cache
-from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.model import SentenceTransformer
 from torch import Tensor, nn
 
+from st_hardneg.hosts import embed_columns, uses_gradient_cache
 from st_hardneg.losses.parts import ADDED_BY_WRAPPER, LossParts, compute_part
 
 _TAKEN_LOG_NAMES = ("loss", "steps", "epoch", "grad_norm", "learning_rate", ADDED_BY_WRAPPER)

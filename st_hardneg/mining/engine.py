@@ -14,7 +14,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import Vectors, embed
-from st_hardneg.mining.filters import NEEDS_POSITIVE_SIMILARITY, looks_deep
+from st_hardneg.mining.filters import NEEDS_POSITIVE_SIMILARITY, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
 from st_hardneg.mining.scoring import Scoring
@@ -22,6 +22,7 @@ from st_hardneg.mining.story import Story
 from st_hardneg.mining.summary import Run, require_any, summarize_mining
 from st_hardneg.mining.task import Task
 from st_hardneg.sources.build import Workshop, build_sources
+from st_hardneg.sources.dense import DenseSource
 from st_hardneg.sources.protocol import Source
 from st_hardneg.sources.uniform import RANDOM_RATE, RandomSource
 
@@ -35,6 +36,7 @@ def mine(
     refresh: int = 0,
     step: int = -1,
     must_fill: Tensor | None = None,
+    keep_vectors: bool = False,
     semi_hard_margin: float = 0.2,
     show_progress_bar: bool = False,
     between_chunks: Callable[[], None] | None = None,
@@ -49,6 +51,7 @@ def mine(
         refresh: How many times these queries were mined before; part of every random draw.
         step: Training step to note for every negative that is found now; -1 before training.
         must_fill: Boolean of shape ``(num_queries,)``: True where a live view needs every slot.
+        keep_vectors: Whether the encoder is frozen, so that its vectors are kept for the next mining.
         semi_hard_margin: Margin by which the report tells easy from semi-hard negatives.
         show_progress_bar: Whether to show progress.
         between_chunks: Called after every chunk of queries.
@@ -59,22 +62,20 @@ def mine(
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
-    vectors = embed(
-        task.pairs,
-        task.corpus,
-        encoder,
-        searched=task.kept.get("searched vectors"),
-        show_progress_bar=show_progress_bar,
-    )
-    judge = _judge(task, config, vectors, show_progress_bar)
+    vectors = _vectors(task, encoder, keep_vectors, show_progress_bar)
+    scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
     shop = Workshop(
         config, task.source_names, task.pairs, task.corpus, vectors, task.sources, task.make_searcher, task.kept
     )
     sources = build_sources(shop)
+    rank = _rank(task, config, scoring, shop, sources)
+    doubt = _doubt(rank, previous)
     watch.lap("search")
-    earlier = None if previous is None else previous.negatives
+    earlier = None if previous is None else previous.recoded(task.source_names).negatives
     coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
+    margin = None if task.guide is None else task.guide.margin
+    judge = Judge(scoring, config, task.extra_filters, task.include_positives, margin, doubt)
     story = Story(judge, sources, task.source_names, _plan(task, config), refresh, earlier, coin)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, judge, refresh, earlier, must_fill, task.query_chunk_size)
@@ -82,15 +83,29 @@ def mine(
     require_any(negatives, story.tally, task)
     watch.lap("rest")
     watch.move("rest", "search", story.search_seconds)
-    run = Run(task, config, judge.scoring, story.tally, refresh, step, semi_hard_margin, _recall(task, shop, sources))
+    recall = _recall(task, shop, sources)
+    run = Run(task, config, scoring, story.tally, refresh, step, semi_hard_margin, recall, rank, doubt)
     return Mining(
         negatives,
-        judge.scoring.row_similarities,
-        judge.scoring.row_cross_encoder_scores,
+        scoring.row_similarities,
+        scoring.row_cross_encoder_scores,
         task.source_names,
         summarize_mining(run, negatives, previous, watch.seconds),
         _topics(task, vectors, config.seed),
     )
+
+
+def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
+    """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
+    fingerprint = encoder.fingerprint() if keep else None
+    if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
+        kept: Vectors = task.kept["frozen"][1]
+        return kept
+    searched = task.kept.get("searched vectors")
+    vectors = embed(task.pairs, task.corpus, encoder, searched=searched, show_progress_bar=show_progress_bar)
+    if fingerprint is not None:
+        task.kept["frozen"] = (fingerprint, vectors)
+    return vectors
 
 
 class _Watch:
@@ -110,8 +125,8 @@ class _Watch:
         self.seconds[other] += seconds
 
 
-def _judge(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar: bool) -> Judge:
-    scoring = Scoring(
+def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar: bool) -> Scoring:
+    return Scoring(
         vectors,
         task.pairs,
         task.corpus,
@@ -119,11 +134,33 @@ def _judge(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar
         task.batch_size,
         task.cross_encoder_pool,
         with_positive_similarity=any(getattr(config, name) is not None for name in NEEDS_POSITIVE_SIMILARITY),
+        is_centered=has_adaptive_bounds(config),
         rescore_known=task.include_positives,
         guide=_guide_vectors(task, show_progress_bar),
     )
-    margin = None if task.guide is None else task.guide.margin
-    return Judge(scoring, config, task.extra_filters, task.include_positives, margin)
+
+
+def _rank(
+    task: Task, config: MiningConfig, scoring: Scoring, shop: Workshop, sources: dict[str, Source]
+) -> float | None:
+    """Return the typical rank of the right answer, where a bound follows it."""
+    if not has_adaptive_bounds(config):
+        return None
+    from st_hardneg.mining.trust import typical_rank
+
+    source = sources.get("dense")
+    space = source.spaces[0] if isinstance(source, DenseSource) else shop.space(task.corpus.searched, "dense")
+    return typical_rank(scoring, space, task.pairs)
+
+
+def _doubt(rank: float | None, previous: Mining | None) -> float:
+    """Return the strength of adaptive bounds. After an epoch the positives rank first by themselves: it never falls."""
+    if rank is None:
+        return 1.0
+    from st_hardneg.mining.trust import doubt_of
+
+    earlier = 0.0 if previous is None else previous.report.doubt or 0.0
+    return max(doubt_of(rank), earlier)
 
 
 def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
@@ -180,7 +217,7 @@ def _filled(
 def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | None:
     """Return the recall of an approximate search of the whole corpus, or None where it is exact."""
     source = sources.get("dense")
-    searcher = source.spaces[0].searcher if source is not None and hasattr(source, "spaces") else None
+    searcher = source.spaces[0].searcher if isinstance(source, DenseSource) else None
     if searcher is None or getattr(searcher, "is_exact", False):
         return None
     from st_hardneg.search.recall import sampled_recall

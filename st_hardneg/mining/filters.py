@@ -19,6 +19,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.strategies import Adaptive
 
 ExtraFilter = Callable[[Candidates, Corpus], Tensor]
 """A filter of the caller's: ``(candidates, corpus) -> boolean (q, k)``, True where a candidate may stay."""
@@ -37,6 +38,7 @@ class Facts:
         config: The recipe.
         include_positives: Whether known positives may stay (the drop-in's ``include_positives``).
         guide_margin: The guide's margin, or None without a guide.
+        doubt: Strength of adaptive bounds, from 0 to 1.
     """
 
     candidates: Candidates
@@ -45,6 +47,7 @@ class Facts:
     config: MiningConfig
     include_positives: bool = False
     guide_margin: float | None = None
+    doubt: float = 1.0
 
     @property
     def own_identity(self) -> Tensor:
@@ -88,6 +91,23 @@ def keeps_relative_margin(candidates: Candidates, margin: float) -> Tensor:
     return candidates.scores <= (positive - positive.abs() * margin)[:, None]
 
 
+def keeps_centered_margin(candidates: Candidates, margin: float) -> Tensor:
+    """Keep what is at most ``(1 - margin) g`` more similar to the query than chance.
+
+    Chance is the mean similarity of the query and random texts, and ``g`` by how much its lowest positive is above it.
+    """
+    assert candidates.chance is not None
+    gap = (candidates.lowest_positive_similarities - candidates.chance).clamp(min=0.0)
+    return candidates.similarities - candidates.chance[:, None] <= (1.0 - margin) * gap[:, None]
+
+
+def keeps_centered_closeness(candidates: Candidates, ratio: float) -> Tensor:
+    """Keep what is at most ``ratio g`` more similar to each of the query's positives than chance, ``g`` as above."""
+    assert candidates.chance is not None and candidates.positive_closeness is not None
+    gap = (candidates.lowest_positive_similarities - candidates.chance).clamp(min=0.0)
+    return candidates.positive_closeness <= ratio * gap[:, None]
+
+
 def keeps_max_score(candidates: Candidates, max_score: float) -> Tensor:
     """Keep what scores at most ``max_score``."""
     return candidates.scores <= max_score
@@ -107,8 +127,8 @@ def keeps_max_positive_similarity(candidates: Candidates, max_similarity: float)
 def keeps_max_relative_positive_similarity(candidates: Candidates, ratio: float) -> Tensor:
     """Keep what is at most ``p - |p| * (1 - ratio)`` similar to each of the query's own positives.
 
-    ``p`` is the model's similarity of the query and its lowest positive: what stays is further from every right answer than
-    ``ratio`` of how close the query itself is to its own.
+    ``p`` is the model's similarity of the query and its lowest positive: what stays is further from every right answer
+    than ``ratio`` of how close the query itself is to its own.
     """
     assert candidates.positive_similarity is not None
     positive = candidates.lowest_positive_similarities
@@ -164,6 +184,20 @@ def _bounded(keeps: Callable[[Candidates, Any], Tensor], field: str) -> Callable
     return apply
 
 
+def _adaptive(
+    plain: Callable[[Candidates, Any], Tensor], centered: Callable[[Candidates, Any], Tensor], field: str
+) -> Callable[[Facts], Tensor | None]:
+    """Return a rule whose field holds a number, or an :class:`~st_hardneg.strategies.Adaptive` bound."""
+
+    def apply(facts: Facts) -> Tensor | None:
+        bound = getattr(facts.config, field)
+        if isinstance(bound, Adaptive):
+            return centered(facts.candidates, bound.at(facts.doubt))
+        return None if bound is None else plain(facts.candidates, bound)
+
+    return apply
+
+
 def _keeps_anchor(facts: Facts) -> Tensor:
     return keeps_other_texts(facts.candidates, facts.corpus, facts.own_identity)
 
@@ -202,14 +236,16 @@ RULES: dict[str, Rule] = {
     "anchor": Rule(_keeps_anchor, always=True),
     "positive": Rule(_keeps_positive, always=True),
     "absolute_margin": Rule(_bounded(keeps_absolute_margin, "absolute_margin"), may_remove_closest=True, guards=True),
-    "relative_margin": Rule(_bounded(keeps_relative_margin, "relative_margin"), may_remove_closest=True, guards=True),
+    "relative_margin": Rule(
+        _adaptive(keeps_relative_margin, keeps_centered_margin, "relative_margin"), may_remove_closest=True, guards=True
+    ),
     "max_score": Rule(_bounded(keeps_max_score, "max_score"), may_remove_closest=True, guards=True),
     "min_score": Rule(_bounded(keeps_min_score, "min_score")),
     "max_positive_similarity": Rule(
         _bounded(keeps_max_positive_similarity, "max_positive_similarity"), may_remove_closest=True, guards=True
     ),
     "max_relative_positive_similarity": Rule(
-        _bounded(keeps_max_relative_positive_similarity, "max_relative_positive_similarity"),
+        _adaptive(keeps_max_relative_positive_similarity, keeps_centered_closeness, "max_relative_positive_similarity"),
         may_remove_closest=True,
         guards=True,
     ),
@@ -220,8 +256,16 @@ RULES: dict[str, Rule] = {
 }
 """The rules of this package by name; a rule that a field of the recipe puts in force has the field's name."""
 
+ADAPTIVE = ("relative_margin", "max_relative_positive_similarity")
+"""Rules whose bound may be adaptive."""
+
 NEEDS_POSITIVE_SIMILARITY = ("max_positive_similarity", "max_relative_positive_similarity")
 """Rules that compare candidates with the query's own positives."""
+
+
+def has_adaptive_bounds(config: MiningConfig) -> bool:
+    """Tell whether a bound of the recipe follows how far the model can be trusted."""
+    return any(isinstance(getattr(config, name), Adaptive) for name in ADAPTIVE)
 
 
 def looks_deep(config: MiningConfig, *, is_guided: bool, is_filtered: bool, is_rescored: bool) -> bool:

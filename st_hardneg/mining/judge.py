@@ -24,6 +24,7 @@ class Judge:
         extra_filters: The caller's own filters by name.
         include_positives: Let known positives through.
         guide_margin: The guide's margin, or None without a guide.
+        doubt: Strength of adaptive bounds, from 0 to 1.
     """
 
     scoring: Scoring
@@ -31,6 +32,7 @@ class Judge:
     extra_filters: Mapping[str, ExtraFilter] = field(default_factory=dict)
     include_positives: bool = False
     guide_margin: float | None = None
+    doubt: float = 1.0
 
     def masks(self, candidates: Candidates) -> tuple[dict[str, Tensor], Tensor]:
         """Return the keep-mask of every rule, and all of them together, boolean of shape ``(q, k)``."""
@@ -41,6 +43,7 @@ class Judge:
             self.config,
             self.include_positives,
             self.guide_margin,
+            self.doubt,
         )
         masks = keep_masks(facts, self.extra_filters)
         return masks, torch.stack(list(masks.values())).all(dim=0) & candidates.is_present
@@ -63,7 +66,7 @@ class Judge:
         return Negatives(**values), self.masks(candidates)[1]
 
     def is_never_right(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
-        """Tell which texts, of shape ``(q, k)``, are neither the query's own, nor known to be right, whatever they score."""
+        """Tell which texts, of shape ``(q, k)``, are neither the query's own nor known to be right."""
         candidates = self._unranked(query_ids, corpus_ids, torch.full(corpus_ids.shape, -1, dtype=torch.int8))
         facts = Facts(candidates, self.scoring.pairs, self.scoring.corpus, self.config)
         masks = [rule.keeps(facts) for rule in RULES.values() if rule.always]

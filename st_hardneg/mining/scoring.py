@@ -32,6 +32,7 @@ class Scoring:
         batch_size: Pairs that the cross encoder scores at once.
         cross_encoder_pool: A multi-process pool of the cross encoder's.
         with_positive_similarity: Whether candidates are also compared with the query's positives.
+        is_centered: Whether similarities are also counted from chance.
         rescore_known: Whether the cross encoder also scores candidates that can never be a negative.
         guide: Another model's vectors of the same texts, which may veto a candidate.
     """
@@ -43,6 +44,7 @@ class Scoring:
     batch_size: int = 32
     cross_encoder_pool: Any = None
     with_positive_similarity: bool = False
+    is_centered: bool = False
     rescore_known: bool = False
     guide: Vectors | None = None
 
@@ -132,8 +134,11 @@ class Scoring:
         )
         if self.cross_encoder is not None:
             candidates = self._rescored(candidates, keeps_order=keeps_order)
+        if self.is_centered:
+            candidates = replace(candidates, chance=self.chance_of_queries[query_ids])
         if self.with_positive_similarity:
-            candidates = replace(candidates, positive_similarity=self._positive_similarity(candidates))
+            similarity, closeness = self._to_positives(candidates)
+            candidates = replace(candidates, positive_similarity=similarity, positive_closeness=closeness)
         if self.guide is not None:
             guided = self.guide.similarity_of_pairs(query_ids, candidates.corpus_ids)
             candidates = replace(candidates, guide_gap=guided - self._lowest_guide_scores[query_ids][:, None])
@@ -161,23 +166,38 @@ class Scoring:
         pairs = list(zip(queries, texts, strict=True))
         return cross_encoder_scores(self.cross_encoder, pairs, self.batch_size, self.cross_encoder_pool)
 
-    def _positive_similarity(self, found: Candidates) -> Tensor:
-        """Return how similar each candidate is to the nearest of its query's positives, of shape ``(q, k)``."""
-        nearest = torch.full(found.corpus_ids.shape, -torch.inf)
+    @cached_property
+    def chance_of_queries(self) -> Tensor:
+        """float32 of shape ``(num_queries,)``: the mean similarity of each query and random texts."""
+        return self.vectors.chance(self.vectors.queries)
+
+    @cached_property
+    def _chance_of_positives(self) -> Tensor:
+        """float32, in the order of ``pairs.positive_ids``; zeros where similarities are not counted from chance."""
+        if not self.is_centered:
+            return torch.zeros(len(self.pairs.positive_ids))
+        return self.vectors.chance(self.vectors.of_texts(self.pairs.positive_ids))
+
+    def _to_positives(self, found: Candidates) -> tuple[Tensor, Tensor]:
+        """Return how similar each candidate is to the nearest of its query's positives, plainly and above chance."""
+        nearest, closest = torch.full((2, *found.corpus_ids.shape), -torch.inf)
         offsets = torch.from_numpy(self.pairs.positive_offsets)
         groups = torch.from_numpy(self.pairs.group)[found.query_ids]
         first, count = offsets[groups], offsets[groups + 1] - offsets[groups]
-        ids = torch.from_numpy(self.pairs.positive_ids)
+        ids, chance = torch.from_numpy(self.pairs.positive_ids), self._chance_of_positives
         many = count > _MANY_POSITIVES
         for group in groups[many].unique().tolist():
             rows = (groups == group).nonzero().flatten()
             unique, place = found.corpus_ids[rows].unique(return_inverse=True)
-            positives = ids[offsets[group] : offsets[group + 1]]
-            nearest[rows] = self.vectors.nearest(unique, positives)[place]
+            own = slice(int(offsets[group]), int(offsets[group + 1]))
+            plain, above = self.vectors.nearest(unique, ids[own], chance[own])
+            nearest[rows], closest[rows] = plain[place], above[place]
         # The i-th positive of every query that has so many.
         few = torch.where(many, 0, count)
         for i in range(int(few.max()) if len(few) else 0):
             has = (few > i).nonzero().flatten()
-            similarity = self.vectors.similarity_among_texts(ids[first[has] + i], found.corpus_ids[has])
+            places = first[has] + i
+            similarity = self.vectors.similarity_among_texts(ids[places], found.corpus_ids[has])
             nearest[has] = torch.maximum(nearest[has], similarity)
-        return nearest
+            closest[has] = torch.maximum(closest[has], similarity - chance[places][:, None])
+        return nearest, closest

@@ -150,7 +150,7 @@ def _lacking(negatives: Negatives) -> Tensor:
 
 
 def _repeated(negatives: Negatives, origin: int, only: Tensor | None = None) -> Negatives:
-    """Fill empty slots with the query's own negatives, in turn; only those of some queries, boolean ``(q, 1)``, if given."""
+    """Fill empty slots with the query's own negatives, in turn; if given, only of some queries, boolean ``(q, 1)``."""
     count = negatives.is_present.sum(dim=1, keepdim=True)
     slot = torch.arange(negatives.ids.shape[1]).expand(negatives.ids.shape)
     if only is not None:

@@ -47,6 +47,8 @@ class Run:
         step: Training step, or -1.
         semi_hard_margin: Margin by which easy is told from semi-hard.
         recall: Recall of an approximate search, or None.
+        rank: The typical rank of the right answer, or None where no bound follows it.
+        doubt: Strength of adaptive bounds, from 0 to 1.
     """
 
     task: Task
@@ -57,6 +59,8 @@ class Run:
     step: int
     semi_hard_margin: float
     recall: float | None
+    rank: float | None = None
+    doubt: float = 1.0
 
 
 def summarize_mining(
@@ -111,6 +115,8 @@ def summarize_mining(
         num_positives_in_corpus=_num_positives(task, task.corpus.num_given) if task.corpus.num_given else None,
         num_merged_texts=task.corpus.num_merged,
         recall=run.recall,
+        typical_rank=run.rank,
+        doubt=None if run.rank is None else run.doubt,
         notes=tuple(_notes(run, slots, negatives.ids.numel())),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -61,7 +61,12 @@ class NamedSources:
 
 
 def name_sources(
-    sources: Any, config: MiningConfig, write: Callable[..., Any], *, is_number_open: bool = False
+    sources: Any,
+    config: MiningConfig,
+    write: Callable[..., Any],
+    *,
+    is_number_open: bool = False,
+    in_corpus: Sequence[str] = (),
 ) -> NamedSources:
     """Make out what the caller's ``sources`` are, and how many negatives each gives.
 
@@ -71,6 +76,7 @@ def name_sources(
         config: The recipe.
         write: Has a writer write texts for positives, and checks them: ``(writer, positives)``.
         is_number_open: Whether ``num_negatives`` follows from the quotas.
+        in_corpus: Sources whose texts are numbered already, as in a dataset that was saved.
 
     Raises:
         TypeError: If a source is of the wrong kind.
@@ -89,13 +95,17 @@ def name_sources(
     own = {name: one for name, one in found.items() if one is not None and not isinstance(one, (Where, Texts, Written))}
     named = NamedSources(
         _with_quotas(config, quotas, is_number_open),
-        (*BUILT_IN_SOURCES, *(name for name, one in found.items() if one is not None and name != "synthetic")),
+        (
+            *BUILT_IN_SOURCES,
+            *(name for name in in_corpus if name not in BUILT_IN_SOURCES),
+            *(name for name, one in found.items() if one is not None and name not in (*BUILT_IN_SOURCES, *in_corpus)),
+        ),
         {name: one.texts for name, one in found.items() if isinstance(one, Texts)},
         {name: one.predicate for name, one in found.items() if isinstance(one, Where)},
         next((partial(write, one.writer) for one in found.values() if isinstance(one, Written)), None),
         own,
     )
-    _check_named(named)
+    _check_named(named, in_corpus)
     return named
 
 
@@ -162,13 +172,13 @@ def _with_quotas(config: MiningConfig, given: Mapping[str, int | None], is_numbe
     return config.with_quotas(ordered)
 
 
-def _check_named(named: NamedSources) -> None:
+def _check_named(named: NamedSources, in_corpus: Sequence[str]) -> None:
     if len(named.names) > _MAX_SOURCES:
         raise ValueError(
             f"Expected at most {_MAX_SOURCES} sources, got {len(named.names)}. Join corpora that belong together into one."
         )
     for name in named.config.sources or {}:
-        if name in named.names and (name != "synthetic" or named.writer is not None):
+        if name in named.names and (name != "synthetic" or named.writer is not None or name in in_corpus):
             continue
         if name == "synthetic":
             raise ValueError(

@@ -175,8 +175,8 @@ def _corpus_id(given: Any, name: str, row_of: dict[str, int]) -> int:
     if isinstance(given, str):
         if given not in row_of:
             raise ValueError(
-                f"The source {name!r} proposes {given!r}, which is no id of the corpus. Give the corpus a column `_id` that "
-                "holds the source's ids, or propose row numbers."
+                f"The source {name!r} proposes {given!r}, which is no id of the corpus. Give the corpus a column `_id` "
+                "that holds the source's ids, or propose row numbers."
             )
         return row_of[given]
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)):

@@ -1,4 +1,4 @@
-"""Texts that are wrong answers because somebody says so: written for each positive, or given by the user for each query."""
+"""Texts that are wrong because somebody says so: written for each positive, or given by the user for each query."""
 
 from __future__ import annotations
 

@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
+import torch
+from torch import Tensor
 
-from st_hardneg.corpus.texts import Ids, dataset_of
-from st_hardneg.files.save import (
+from st_hardneg.candidates import Mining
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.files.folders import settle, write_folder
+from st_hardneg.files.minings import read_mining, report_from, write_mining
+from st_hardneg.files.schema import (
+    Key,
+    check_seal,
+    checked_keys,
     damaged,
-    flat_lists,
-    matrix_from,
-    mining_from,
-    negatives_dataset,
-    read_part,
-    topics_from,
-    write_folder,
+    is_count,
+    is_mapping,
+    is_optional,
+    is_string,
+    read_json,
+    seal,
+    write_json,
 )
-from st_hardneg.mining.engine import Mining
-from st_hardneg.report import MiningReport
+from st_hardneg.live.negatives import marked_ids
 
 _FORMAT = 1
 _FOLDER = "hard_negatives"
 _STATE_FILE = "state.json"
 
-SPEED = {"batch_size", "query_chunk_size", "corpus_chunk_size", "semi_hard_margin"}
-"""Fields of the config that change no negative: a training may be resumed with others."""
+KEYS: dict[str, Key] = {
+    "format": Key(is_count),
+    "num_minings": Key(lambda value: is_count(value) and value >= 1, default=1),
+    "mined_at": Key(is_optional(is_count), default=None),
+    "reports": Key(lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value), default=[]),
+    "report": Key(is_mapping, default={}),
+    "config": Key(is_mapping),
+    "data_fingerprint": Key(is_string),
+    "schedule": Key(lambda value: True, default=None),
+    "files": Key(is_mapping, default={}),
+}
+"""The keys of a checkpoint's ``state.json``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +55,9 @@ class CheckpointState:
 
     Args:
         mining: The negatives in force.
-        previous_ids: int64 of shape ``(num_rows, num_negatives)``: those that were in force before; batches that were
-            fetched ahead of the last refresh have them.
+        previous_ids: int64 of shape ``(num_queries, num_negatives)``: those that were in force before, as
+            :func:`~st_hardneg.live.negatives.marked_ids` has them; batches that were fetched ahead of the last refresh
+            have them.
         live_rows: int64: the rows of the live view.
         num_minings: How often the dataset was mined; part of every random draw.
         mined_at: Step of the last refresh of this training, or None.
@@ -49,7 +65,8 @@ class CheckpointState:
         config: The recipe, as a dictionary.
         data_fingerprint: What identifies rows and corpus.
         schedule: What identifies the schedule of the training, as plain JSON values.
-        epoch_topics: int32 of shape ``(num_rows,)``: the topics that the batches of the running epoch were planned with.
+        epoch_topics: int32 of shape ``(num_queries,)``: the topics that the batches of the running epoch were planned
+            with, or None.
     """
 
     mining: Mining
@@ -57,11 +74,11 @@ class CheckpointState:
     live_rows: Ids
     num_minings: int
     mined_at: int | None
-    reports: list[dict[str, Any]]
+    reports: Sequence[dict[str, Any]]
     config: dict[str, Any]
     data_fingerprint: str
     schedule: Any = None
-    epoch_topics: npt.NDArray[np.int32] | None = None
+    epoch_topics: Tensor | None = None
 
 
 def folder_of(checkpoint: str, dataset_name: str | None) -> str:
@@ -78,32 +95,21 @@ def write_checkpoint(checkpoint: str, dataset_name: str | None, state: Checkpoin
 
 
 def _write(folder: str, state: CheckpointState) -> None:
-    negatives_dataset(state.mining, state.live_rows).save_to_disk(os.path.join(folder, "negatives"))
-    previous = dataset_of(pa.table({"previous_ids": flat_lists(state.previous_ids)}))
-    previous.save_to_disk(os.path.join(folder, "previous"))
-    if state.epoch_topics is not None:
-        topics = dataset_of(pa.table({"epoch_topics": pa.array(state.epoch_topics)}))
-        topics.save_to_disk(os.path.join(folder, "topics"))
+    topics = None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics)
+    in_training = {"previous_ids": torch.as_tensor(state.previous_ids), "epoch_topics": topics}
+    write_mining(folder, state.mining, state.live_rows, **in_training)
     content = {
         "format": _FORMAT,
         "num_minings": state.num_minings,
         "mined_at": state.mined_at,
-        "reports": state.reports,
+        "reports": list(state.reports),
         "report": state.mining.report.to_dict(),
         "config": state.config,
         "data_fingerprint": state.data_fingerprint,
         "schedule": state.schedule,
-        "digest": _digest(state.mining.negative_ids, state.previous_ids, state.live_rows),
+        "files": seal(folder),
     }
-    with open(os.path.join(folder, _STATE_FILE), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-
-
-def _digest(*arrays: Ids) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-    return digest.hexdigest()
+    write_json(folder, _STATE_FILE, content)
 
 
 def read_checkpoint(
@@ -114,8 +120,9 @@ def read_checkpoint(
     data_fingerprint: str,
     schedule: Any,
     num_rows: int,
+    num_queries: int,
     num_corpus: int,
-    num_sources: int,
+    source_names: Sequence[str],
     was_refreshed: bool = False,
 ) -> CheckpointState | None:
     """Read a dataset's state from a checkpoint folder, and make sure that it belongs to the dataset.
@@ -127,8 +134,9 @@ def read_checkpoint(
         data_fingerprint: What identifies rows and corpus.
         schedule: What identifies the schedule of the training.
         num_rows: Rows that are expected.
+        num_queries: Queries that are expected.
         num_corpus: Texts in the corpus.
-        num_sources: Sources that the dataset knows.
+        source_names: Names of the sources that the dataset knows.
         was_refreshed: Whether it is known that the training had refreshed negatives before the checkpoint.
 
     Returns:
@@ -139,8 +147,8 @@ def read_checkpoint(
             damaged, or writing them was interrupted.
     """
     folder = folder_of(checkpoint, dataset_name)
-    state_file = os.path.join(folder, _STATE_FILE)
-    if not os.path.isfile(state_file):
+    settle(folder)
+    if not os.path.isfile(os.path.join(folder, _STATE_FILE)):
         # Another dataset's state beside it means that this one may never have been part of it.
         is_lost = was_refreshed and not os.path.isdir(os.path.join(checkpoint, _FOLDER))
         if is_lost or os.path.isdir(folder):
@@ -150,21 +158,24 @@ def read_checkpoint(
                 "with `resume_from_checkpoint=PATH`, or start a new training from this one's model."
             )
         return None
-    content = _content(folder, state_file)
+    content = checked_keys(folder, read_json(folder, _STATE_FILE, _FORMAT), KEYS, _STATE_FILE)
     _check_same(checkpoint, content, config, data_fingerprint, schedule)
-    shape = (num_rows, int(config["num_negatives"]))
-    negatives = read_part(folder, "negatives")
-    mining, live_rows = mining_from(folder, negatives, content["report"], shape, num_corpus, num_sources)
-    previous_ids = matrix_from(folder, read_part(folder, "previous"), "previous_ids", shape, np.int64)
-    if previous_ids.min(initial=0) < -1 or previous_ids.max(initial=-1) >= num_corpus:
-        raise damaged(folder, "earlier negative ids lie outside of the corpus")
-    try:
-        for report in content["reports"]:
-            MiningReport(**report).metrics()
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise damaged(folder, f"a report is not what was written ({error})") from None
-    if _digest(mining.negative_ids, previous_ids, live_rows) != content["digest"]:
-        raise damaged(folder, "the negatives are not those that were written")
+    check_seal(folder, content["files"])
+    mining, live_rows, in_training = read_mining(
+        folder,
+        content["report"],
+        num_rows=num_rows,
+        num_queries=num_queries,
+        num_negatives=int(config["num_negatives"]),
+        num_corpus=num_corpus,
+        source_names=source_names,
+    )
+    for report in content["reports"]:
+        report_from(folder, report)
+    previous = in_training["previous_ids"]
+    previous_ids: Ids = marked_ids(mining.negatives) if previous is None else previous.numpy()
+    if previous_ids.min(initial=0) < -num_corpus - 1:
+        raise damaged(folder, "'previous_ids' holds numbers outside of the corpus")
     return CheckpointState(
         mining,
         previous_ids,
@@ -175,46 +186,20 @@ def read_checkpoint(
         content["config"],
         content["data_fingerprint"],
         content["schedule"],
-        _epoch_topics(folder, num_rows),
+        in_training["epoch_topics"],
     )
-
-
-def _epoch_topics(folder: str, num_rows: int) -> npt.NDArray[np.int32] | None:
-    if not os.path.isdir(os.path.join(folder, "topics")):
-        return None
-    return topics_from(folder, read_part(folder, "topics"), "epoch_topics", num_rows)
-
-
-def _content(folder: str, state_file: str) -> dict[str, Any]:
-    try:
-        with open(state_file, encoding="utf-8") as file:
-            content = json.load(file)
-        good = (
-            content["format"] == _FORMAT
-            and type(content["num_minings"]) is int
-            and 1 <= content["num_minings"] < 2**31
-            and (content["mined_at"] is None or (type(content["mined_at"]) is int and content["mined_at"] >= 0))
-            and isinstance(content["reports"], list)
-            and all(isinstance(report, dict) for report in content["reports"])
-            and all(isinstance(content[name], dict) for name in ("report", "config"))
-            and all(isinstance(content[name], str) for name in ("data_fingerprint", "digest"))
-            and "schedule" in content
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
-        good = False
-    if not good:
-        raise damaged(folder, f"{_STATE_FILE} cannot be read")
-    return dict(content)
 
 
 def _check_same(
     checkpoint: str, content: dict[str, Any], config: dict[str, Any], data_fingerprint: str, schedule: Any
 ) -> None:
-    then = content["config"]
+    # A field that there was not yet when the checkpoint was written had no effect: its default.
+    defaults = MiningConfig().to_dict()
+    then, now = {**defaults, **content["config"]}, {**defaults, **config}
     changed = [
-        f"`{name}` was {then.get(name)!r} and is {config.get(name)!r}"
-        for name in sorted({*then, *config} - SPEED)
-        if then.get(name) != config.get(name)
+        f"`{name}` was {then.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
     ]
     if changed:
         raise ValueError(

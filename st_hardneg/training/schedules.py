@@ -1,17 +1,13 @@
-"""A field of the config as a function of training progress; a curriculum as a list of stages."""
+"""Schedules: a field of the recipe as a function of the training's progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
-from itertools import accumulate
 from numbers import Real
 from typing import Any
-
-from st_hardneg.config import FIELD_TYPES, MiningConfig
 
 
 class Progress(float):
@@ -26,7 +22,7 @@ class Progress(float):
         return progress
 
 
-Schedule = Callable[[Progress], float]
+Schedule = Callable[[Progress], Any]
 """Gives the value of a field at a :class:`Progress`, which is a number from 0 to 1."""
 
 
@@ -41,7 +37,7 @@ class _Numbers:
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"Expected `{part.name}` to be a number, got {value!r}. Pass the value of a field.")
             if not math.isfinite(value):
-                raise ValueError(f"Expected `{part.name}` to be a finite number, got {value!r}. Choose another value.")
+                raise ValueError(f"Expected `{part.name}` to be a finite number, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -174,248 +170,20 @@ class PerEpoch(_Numbers):
         return min(value, self.limit) if self.limit >= self.start else max(value, self.limit)
 
 
-@dataclass(frozen=True, init=False)
-class Stage:
-    """A stage of a curriculum: for so many epochs, these fields of the config have these values.
-
-    Args:
-        name: What reports call it.
-        epochs: How many epochs it lasts; the last stage goes on to the end.
-        **values: Fields of :class:`~st_hardneg.MiningConfig`; ``num_negatives`` is how many negatives of each row are
-            shown.
-
-    Raises:
-        ValueError: If ``epochs`` is below 1, or there is no such field.
-        TypeError: If ``name`` is no string.
-    """
-
-    name: str
-    epochs: int
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    def __init__(self, name: str, epochs: int, **values: Any) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"Expected the name of a stage to be a string, got {name!r}. Write `Stage('easy', 2, …)`.")
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"Expected a stage of at least 1 whole epoch, got {epochs!r}. Give a number from 1 up.")
-        _check_fields(values, numeric_only=False)
-        for attribute, value in (("name", name), ("epochs", epochs), ("values", values)):
-            object.__setattr__(self, attribute, value)
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """Stages that follow each other.
-
-    Example:
-        >>> curriculum = Curriculum([Stage("easy", 2, range_min=30), Stage("hard", 1, range_min=0)])
-        >>> [curriculum.stage_at(epoch)[1].name for epoch in range(4)]
-        ['easy', 'easy', 'hard', 'hard']
-
-    Args:
-        stages: The stages, in order.
-
-    Raises:
-        ValueError: If there is none.
-        TypeError: If one of them is something else.
-    """
-
-    stages: Sequence[Stage]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.stages, Sequence):
-            raise TypeError(
-                f"Expected `stages` to be a list of stages, got {type(self.stages).__name__}. Pass "
-                "`[Stage('easy', 2, ...), …]`."
-            )
-        if not self.stages:
-            raise ValueError(
-                "Expected a curriculum of at least one stage, got none. Pass `[Stage('easy', 2, ...), …]`."
-            )
-        for stage in self.stages:
-            if not isinstance(stage, Stage):
-                raise TypeError(f"Expected stages, got {type(stage).__name__}. Write `Stage('easy', 2, range_min=30)`.")
-
-    def stage_at(self, epoch: int) -> tuple[int, Stage]:
-        """Return the number, from 1, and the stage of an epoch, counted from 0."""
-        for number, stage in enumerate(self.stages, start=1):
-            if epoch < stage.epochs:
-                return number, stage
-            epoch -= stage.epochs
-        return len(self.stages), self.stages[-1]
-
-
-Schedules = Mapping[str, Schedule | float] | Curriculum | Sequence[Stage]
-"""What ``MiningCallback(schedule=...)`` takes: schedules by field, or a curriculum, or its stages."""
-
-
-@dataclass(frozen=True)
-class InForce:
-    """What holds at one point of a training.
-
-    Args:
-        config: The recipe; as many negatives are mined as the dataset's table is wide.
-        values: The fields that the schedule has set, with their values.
-        num_active: How many negatives of each row are shown.
-        stage: Name of the curriculum's stage.
-        stage_number: Its number, from 1.
-    """
-
-    config: MiningConfig
-    values: Mapping[str, Any]
-    num_active: int
-    stage: str | None = None
-    stage_number: int | None = None
-
-
-def checked_schedules(schedule: Any) -> Mapping[str, Schedule | float] | Curriculum | None:
-    """Return the schedules by field, or the curriculum.
-
-    Raises:
-        TypeError: If it is something else, or a field's schedule is neither a number nor a function.
-        ValueError: If a field is unknown or holds no number.
-    """
-    if schedule is None or isinstance(schedule, Curriculum):
-        return schedule
-    if isinstance(schedule, Sequence) and not isinstance(schedule, str):
-        return Curriculum(list(schedule))
-    if not isinstance(schedule, Mapping):
-        raise TypeError(
-            f"Expected `schedule` to map fields of MiningConfig to schedules, or to be a list of stages, got "
-            f"{type(schedule).__name__}. Pass `{{'random_rate': Linear(0.8, 0.0)}}`, for example."
-        )
-    _check_fields(schedule, numeric_only=True)
-    for name, values in schedule.items():
-        if isinstance(values, bool) or not (callable(values) or isinstance(values, Real)):
-            raise TypeError(
-                f"Expected the schedule of `{name}` to be a number or a function of the training's progress from 0 to 1, "
-                f"got {type(values).__name__}. Use `Linear(start, end)`, for example."
-            )
-    return schedule
-
-
-def _check_fields(values: Mapping[str, Any], *, numeric_only: bool) -> None:
-    kinds = FIELD_TYPES
-    numeric = [name for name, kind in kinds.items() if kind.startswith(("int", "float"))]
-    known = numeric if numeric_only else list(kinds)
-    for name in values:
-        if name not in kinds:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Expected fields of MiningConfig in a schedule, got {name!r}. Fields are {known}.{hint}")
-        if name not in known:
-            raise ValueError(
-                f"Expected fields of numbers in a schedule, got {name!r}. Only a stage can change it: "
-                f"`[Stage('first', 2, {name}=...), …]`."
-            )
-
-
-def in_force(
-    schedule: Mapping[str, Schedule | float] | Curriculum | None, config: MiningConfig, progress: Progress
-) -> InForce:
-    """Return what holds at a point of the training.
-
-    Args:
-        schedule: What :func:`checked_schedules` returned.
-        config: The dataset's own recipe.
-        progress: The point.
-
-    Raises:
-        ValueError: If the values do not make a valid config, or a margin is negative.
-    """
-    stage = number = None
-    if schedule is None:
-        values: dict[str, Any] = {}
-    elif isinstance(schedule, Curriculum):
-        number, stage = schedule.stage_at(progress.epoch)
-        values = dict(stage.values)
-    else:
-        values = {name: _value(name, one, progress) for name, one in schedule.items()}
-    changed = replace(config, **{name: value for name, value in values.items() if name != "num_negatives"})
-    for name in ("absolute_margin", "relative_margin", "guide_margin"):
-        if name in values and values[name] is not None and values[name] < 0:
-            raise ValueError(
-                f"Expected `{name}` to stay at 0 or above, got {values[name]:g}: candidates that score above the positive "
-                "would pass. End the schedule at 0."
-            )
-    num_active = values.get("num_negatives", config.num_negatives)
-    if isinstance(num_active, bool) or not isinstance(num_active, int) or num_active < 1:
-        raise ValueError(f"Expected at least 1 negative to be shown, got {num_active!r}. Start `num_negatives` at 1.")
-    num_active = min(num_active, config.num_negatives)
-    if "num_negatives" in values:
-        values["num_negatives"] = num_active
-    return InForce(changed, values, num_active, None if stage is None else stage.name, number)
-
-
-def _value(name: str, schedule: Schedule | float, progress: Progress) -> Any:
-    """Return a field's value, rounded if it is one of whole numbers."""
-    try:
-        value = schedule(progress) if callable(schedule) else schedule
-    except Exception as error:  # a caller's own function can fail in any way
-        raise ValueError(
-            f"Expected the schedule of `{name}` to give a number, got {type(error).__name__}: {error}"
-        ) from error
-    kind = FIELD_TYPES[name]
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"Expected the schedule of `{name}` to give finite numbers, got {value!r}.")
-    return math.floor(float(value) + 0.5) if kind.startswith("int") else float(value)
-
-
-def points_of(schedule: Mapping[str, Schedule | float] | Curriculum | None) -> list[Progress]:
-    """Return points at which a schedule can be checked before the training is known: shares of it, or all stages."""
-    if not isinstance(schedule, Curriculum):
-        return [Progress(number / 100) for number in range(101)]
-    epochs = sum(stage.epochs for stage in schedule.stages)
-    begins = accumulate((stage.epochs for stage in schedule.stages[:-1]), initial=0)
-    return [Progress(epoch / epochs, epoch) for epoch in begins]
-
-
-def check_throughout(
-    schedule: Mapping[str, Schedule | float] | Curriculum | None,
-    config: MiningConfig,
-    points: Iterable[Progress],
-    check_config: Callable[[MiningConfig], None],
-) -> None:
-    """Make sure that a schedule is valid at every point, before anything is encoded.
-
-    Args:
-        schedule: What :func:`checked_schedules` returned.
-        config: The dataset's own recipe.
-        points: The points at which it will be used.
-        check_config: Raises a ValueError for a config that the dataset cannot be mined with.
-
-    Raises:
-        ValueError: If it is not valid somewhere; the point and the reason are named.
-    """
-    for progress in points:
-        try:
-            check_config(in_force(schedule, config, progress).config)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"Expected a schedule that is valid throughout the training, got an invalid one at {float(progress):.0%} "
-                f"of it (epoch {progress.epoch}): {error}"
-            ) from None
-
-
-def describe(schedule: Mapping[str, Schedule | float] | Curriculum | None) -> Any:
-    """Return what a checkpoint keeps of a schedule, to tell it from another one: plain text.
+def described(schedule: Any) -> str:
+    """Return what tells one schedule from another, the same text in every process.
 
     A function of the caller's is known by its name only, and another callable by that of its class: what they print may
     hold an address in memory, which is another one in the resumed process.
+
+    Args:
+        schedule: A schedule, or a number.
     """
-    if schedule is None:
-        return None
-    if isinstance(schedule, Curriculum):
-        return [f"{stage.name}, {stage.epochs} epochs, {sorted(stage.values.items())}" for stage in schedule.stages]
-    return {name: _described(one) for name, one in sorted(schedule.items())}
-
-
-def _described(schedule: Schedule | float) -> str:
     if isinstance(schedule, (Real, Step, _Numbers)):
         return repr(schedule)
     if isinstance(schedule, partial):
         plain = (str, int, float, bool, type(None))
         given = [*schedule.args, *sorted(schedule.keywords.items())]
         shown = [one if isinstance(one, plain) or isinstance(one, tuple) else type(one).__qualname__ for one in given]
-        return f"partial of {_described(schedule.func)} with {shown}"
+        return f"partial of {described(schedule.func)} with {shown}"
     return str(getattr(schedule, "__qualname__", None) or type(schedule).__qualname__)

@@ -30,8 +30,13 @@ from st_hardneg.losses import (
     SemiHardTripletLoss,
     WeightedSumLoss,
 )
-from st_hardneg.training.callback import _Target
+from st_hardneg.training.curriculum import in_force
+from st_hardneg.training.prompts import training_encodings
+from st_hardneg.training.refresh import InlineRefresher, Request
+from st_hardneg.training.schedules import Progress
+from st_hardneg.training.targets import Target
 from tests.conftest import WORDS, random_texts, run_and_leave, word_model
+from tests.training.runs import table_of
 
 
 def weighted_sum(model):
@@ -68,34 +73,46 @@ LOSSES = {
 }
 
 
-class Compared(MiningCallback):
+class ComparedRefresher(InlineRefresher):
     """Mines beside every refresh, on each rank alone, with the weights of the moment."""
+
+    def __init__(self, is_sharded):
+        super().__init__()
+        self.is_sharded = is_sharded
+        self.alone, self.encoded = [], []
+
+    def start(self, request, args, trainer):
+        calls, infer = [], request.model._inference
+        request.model._inference = lambda inputs, **options: calls.append(len(inputs)) or infer(inputs, **options)
+        if self.is_sharded:
+            # What a sharded model needs of the mining: no rank may sit still while another one encodes.
+            flag = "is_deepspeed_enabled" if request.step == 4 else "is_fsdp_enabled"
+            setattr(trainer, flag, True)
+        super().start(request, args, trainer)
+        if self.is_sharded:
+            setattr(trainer, flag, False)
+        request.model._inference = infer
+        self.encoded.append(calls)
+        alone = request.target.hard_negatives.compute_mining(request.model, show_progress_bar=False)
+        self.alone.append(alone.negatives.ids.tolist())
+
+
+class Compared(MiningCallback):
+    """Refreshes with the above, and notes what the live view reads after each refresh."""
 
     def __init__(self, hard_negatives, is_sharded):
         super().__init__(hard_negatives, mining_steps=2)
-        self.is_sharded = is_sharded
-        self.tables, self.alone, self.encoded = [], [], []
+        self.refresher = ComparedRefresher(is_sharded)
+        self.tables = []
 
-    def _compute(self, target, args, step, trained, config):
-        calls, infer = [], trained._inference
-        trained._inference = lambda inputs, **options: calls.append(len(inputs)) or infer(inputs, **options)
-        if self.is_sharded:
-            # What a sharded model needs of the mining: no rank may sit still while another one encodes.
-            flag = "is_deepspeed_enabled" if step == 4 else "is_fsdp_enabled"
-            setattr(self.trainer, flag, True)
-        mining = super()._compute(target, args, step, trained, config)
-        if self.is_sharded:
-            setattr(self.trainer, flag, False)
-        trained._inference = infer
-        self.encoded.append(calls)
-        self.alone.append(target.hard_negatives.compute_mining(trained, show_progress_bar=False).negative_ids)
-        return mining
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self._refresher = self.refresher
 
     def on_step_end(self, args, state, control, **kwargs):
         super().on_step_end(args, state, control, **kwargs)
         if state.global_step in (2, 4, 6):
-            rows = np.arange(len(self.hard_negatives))
-            self.tables.append(self.hard_negatives._table.read(rows))
+            self.tables.append(table_of(self.hard_negatives))
 
 
 def make_negatives(num_negatives):
@@ -135,8 +152,8 @@ def train(name, folder, transformer, world):
     )
     trainer.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).numpy()
-    arrays = {"tables": callback.tables, "alone": callback.alone, "weights": weights}
-    return {key: np.asarray(value) for key, value in arrays.items()}, callback.encoded
+    arrays = {"tables": callback.tables, "alone": callback.refresher.alone, "weights": weights}
+    return {key: np.asarray(value) for key, value in arrays.items()}, callback.refresher.encoded
 
 
 def mine_sharded(transformer):
@@ -147,15 +164,16 @@ def mine_sharded(transformer):
         return {}
     model = SentenceTransformer(transformer, device="cpu")
     hard_negatives = make_negatives(2)
-    expected = hard_negatives.compute_mining(model, show_progress_bar=False).negative_ids
+    expected = hard_negatives.compute_mining(model, show_progress_bar=False).negatives.ids.numpy()
     fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
     weights = next(model.parameters())
-    callback = MiningCallback(hard_negatives)
     # accelerate has no FSDP without an accelerator, so the trainer is a stand-in; the sharding is real.
-    trainer = SimpleNamespace(is_fsdp_enabled=True)
-    callback._trainer = lambda: trainer
+    trainer = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
     args = SentenceTransformerTrainingArguments(use_cpu=True, disable_tqdm=True, report_to="none")
-    found = callback._compute(_Target(None, hard_negatives), args, 1, model, hard_negatives.config).negative_ids
+    now, refresher = in_force(None, hard_negatives.config, Progress(0)), InlineRefresher()
+    encodings = training_encodings(hard_negatives, args)
+    refresher.start(Request(Target(hard_negatives), model, encodings, now, 1), args, trainer)
+    found = next(refresher.finished())[1].negatives.ids.numpy()
     sizes = [weights.to_local().numel(), weights.numel()]
     return {"fsdp2_expected": expected, "fsdp2_found": found, "fsdp2_sizes": sizes}
 

@@ -2,89 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+import subprocess
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
-import torch
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers import SentenceTransformerTrainer
 from transformers import TrainerCallback
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
-from st_hardneg.samplers import NoDuplicatePairsBatchSampler
-from tests.conftest import WORDS, random_texts, word_model
+from st_hardneg import MiningCallback
+from st_hardneg.corpus.texts import dataset_of
+from st_hardneg.samplers import NoDuplicatePairsBatchSampler, TopicAwareBatchSampler
+from st_hardneg.training import checkpoint
+from st_hardneg.training.curriculum import Stage
+from st_hardneg.training.schedules import Linear, PerEpoch
+from tests.training.runs import HOST_WARNINGS, TEXTS, Recorder, ids_of, make_args, make_model, make_negatives, run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.*:FutureWarning"),
-]
-TEXTS = list(dict.fromkeys(random_texts(400, seed=3, length=2)))
-
-
-class Recorder(MultipleNegativesRankingLoss):
-    """A loss that notes the tokens of every column it gets."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.batches: list[tuple] = []
-
-    def forward(self, sentence_features, labels):
-        features = list(sentence_features)
-        self.batches.append(tuple(tuple(feature["input_ids"].tolist()) for feature in features))
-        return super().forward(features, labels)
-
-
-def make_model(seed: int = 0):
-    model = word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(seed)))
-    model._create_model_card = lambda *_, **__: None  # most of what a checkpoint of a small model takes
-    return model
-
-
-def make_negatives(model, **config) -> HardNegativeDataset:
-    pairs = Dataset.from_dict({"anchor": TEXTS[:80], "positive": TEXTS[80:160]})
-    options = {"num_negatives": 2, "sampling_strategy": "random", "range_max": 12, **config}
-    hard_negatives = HardNegativeDataset(pairs, TEXTS[160:], MiningConfig(**options))
-    hard_negatives.mine(model, show_progress_bar=False)
-    return hard_negatives
-
-
-def make_args(folder, **options) -> SentenceTransformerTrainingArguments:
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 12,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 0.05,
-        "logging_steps": 1,
-        "use_cpu": True,
-    }
-    return SentenceTransformerTrainingArguments(output_dir=str(folder), **{**defaults, **options})
-
-
-def run(folder, resume=None, *, callback=None, config=None, **options):
-    """Train from the start, or from a checkpoint, with everything made anew as a restarted script does."""
-    model = make_model()
-    hard_negatives = make_negatives(model, **(config or {}))
-    loss = Recorder(model)
-    strategy = options.pop("mining_strategy", "steps")
-    callback = callback or MiningCallback(hard_negatives, mining_steps=3, mining_strategy=strategy)
-    callback.hard_negatives = hard_negatives
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=make_args(folder, **options),
-        train_dataset=hard_negatives.as_dataset(),
-        loss=loss,
-        callbacks=[callback],
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return loss.batches, hard_negatives, callback
+pytestmark = [pytest.mark.training, *HOST_WARNINGS]
 
 
 @pytest.mark.parametrize("sampler", ["default", "ours"])
@@ -97,7 +37,7 @@ def test_without_workers_a_resumed_run_is_the_same(tmp_path, sampler):
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", again / f"checkpoint-{step}")
         batches, resumed, later = run(again, resume=True, save_strategy="no", **options)
         assert batches == whole[step:], f"resumed from step {step}"
-        assert (resumed.negative_ids == negatives.negative_ids).all()
+        assert ids_of(resumed) == ids_of(negatives)
         assert [report.step for report in later.reports] == [report.step for report in callback.reports] == [3, 6, 9]
 
 
@@ -115,7 +55,7 @@ def test_gradient_accumulation_and_epochs(tmp_path):
             checkpoint = tmp_path / f"whole{number}" / f"checkpoint-{step}"
             batches, resumed, _ = run(tmp_path / "again", resume=str(checkpoint), save_strategy="no", **options)
             assert batches == whole[step * per_step :], f"{options}, resumed from step {step}"
-            assert (resumed.negative_ids == negatives.negative_ids).all()
+            assert ids_of(resumed) == ids_of(negatives)
 
 
 def test_with_workers_a_resumed_run_is_the_same_but_for_what_was_fetched_ahead(tmp_path):
@@ -169,7 +109,7 @@ def test_resumed_at_random_points(tmp_path, sampler, workers, steps, every, cuts
             assert one[:2] == expected[:2], f"resumed from step {point}: other rows at {number}"
             assert one == expected or number in open_to_timing, f"resumed from step {point}: differs at {number}"
             compared, other = compared + 1, other + (one != expected)
-        assert (resumed.negative_ids == negatives.negative_ids).all()
+        assert ids_of(resumed) == ids_of(negatives)
     print(f"{sampler}, {workers} workers: cut at {points}: {compared} batches, {other} with other negatives")
 
 
@@ -202,7 +142,7 @@ def test_two_datasets_in_a_dict_each_have_their_own_state(tmp_path, sampler):
             callbacks=[MiningCallback(first, mining_steps=3), MiningCallback({"b": second}, mining_steps=4)],
         )
         trainer.train(resume_from_checkpoint=resume)
-        return batches, first.negative_ids, second.negative_ids
+        return batches, ids_of(first), ids_of(second)
 
     whole = train(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(f"checkpoint-{step}" for step in range(1, 15))
@@ -211,7 +151,7 @@ def test_two_datasets_in_a_dict_each_have_their_own_state(tmp_path, sampler):
         options = {"save_strategy": "no", "restore_callback_states_from_checkpoint": step % 2 == 0}
         resumed = train(tmp_path / "again", str(tmp_path / f"checkpoint-{step}"), **options)
         assert resumed[0] == whole[0][step:], f"resumed from step {step}"
-        assert (resumed[1] == whole[1]).all() and (resumed[2] == whole[2]).all()
+        assert resumed[1:] == whole[1:]
 
 
 class _Named:
@@ -254,7 +194,7 @@ def test_with_the_best_model_loaded_at_the_end(tmp_path):
     train(tmp_path / "cut", 6)
     assert (tmp_path / "cut" / "checkpoint-6" / "hard_negatives").is_dir()
     batches, resumed, best_of_resumed, state_of_resumed = train(tmp_path / "cut", 12, resume=True)
-    assert batches == whole[6:] and (resumed.negative_ids == negatives.negative_ids).all()
+    assert batches == whole[6:] and ids_of(resumed) == ids_of(negatives)
     assert state_of_resumed.best_metric == state.best_metric
     assert (best_of_resumed[0].embedding.weight == best[0].embedding.weight).all()
 
@@ -281,6 +221,15 @@ def test_changed_config_or_data_is_refused(tmp_path):
             run(tmp_path, resume=True)
     finally:
         TEXTS[0] = original
+
+
+def test_another_speed_is_no_other_recipe(tmp_path):
+    """How many texts are encoded at once is not part of what a checkpoint is compared with."""
+    whole, _, _ = run(tmp_path, max_steps=8)
+    batches, _, _ = run(
+        tmp_path / "again", str(tmp_path / "checkpoint-4"), max_steps=8, batch_size=7, save_strategy="no"
+    )
+    assert batches == whole[4:]
 
 
 def test_a_checkpoint_that_never_knew_the_callback(tmp_path, caplog):
@@ -341,3 +290,205 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
         state.write_text(json.dumps(content | {"digest": "0" * 32}), encoding="utf-8")
     with pytest.raises(ValueError, match="got a damaged one"):
         run(tmp_path, resume=True)
+
+
+# --- under a schedule -------------------------------------------------------------------------------------------------
+
+
+SMALL_EPOCHS = {"per_device_train_batch_size": 20, "max_steps": 12}  # 4 steps an epoch
+
+
+RESUMED = [
+    Stage("easy", 1, range_min=6, range_max=18, num_shown=1),
+    Stage("medium", 1, range_min=3, range_max=12, num_shown=2),
+    Stage("hard", 1, range_max=9),
+]
+
+
+def resumable(folder, resume=None, schedule=RESUMED, mining_steps=3, **options):
+    """Train by real search, from the start or a checkpoint: what reaches the loss, negatives, callback."""
+    callback = MiningCallback(mining_steps=mining_steps, schedule=schedule)
+    return run(folder, resume, callback=callback, config={"num_negatives": 3}, **{**SMALL_EPOCHS, **options})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "mining_steps", "options", "cuts"),
+    [
+        (RESUMED, 3, {}, (2, 4, 9)),
+        # A refresh in the last step of an epoch is seen by the first batch of the next one.
+        ({"range_min": Linear(6, 0), "num_shown": PerEpoch(1, add=1)}, 4, {}, (4, 5)),
+        (RESUMED, 3, {"batch_sampler": TopicAwareBatchSampler, "num_topics": 4}, (3, 8)),
+        pytest.param(RESUMED, 3, {}, range(1, 12), marks=pytest.mark.slow),
+        pytest.param(
+            RESUMED,
+            3,
+            {"batch_sampler": TopicAwareBatchSampler, "num_topics": 4},
+            range(1, 12),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_resumed_run_is_the_same_under_a_schedule(tmp_path, schedule, mining_steps, options, cuts):
+    """From within epochs, at their boundaries and at refreshes: rows, negatives and their number are the same."""
+    options = {"schedule": schedule, "mining_steps": mining_steps, **options}
+    whole, negatives, callback = resumable(tmp_path / "whole", **options)
+    assert [len(batch) - 2 for batch in whole] == [1] * 4 + [2] * 4 + [3] * 4
+    for step in cuts:
+        cut = str(tmp_path / "whole" / f"checkpoint-{step}")
+        batches, resumed, later = resumable(tmp_path / "again", cut, save_strategy="no", **options)
+        assert batches == whole[step:], f"resumed from step {step}"
+        assert ids_of(resumed) == ids_of(negatives)
+        for name in ("step", "stage", "stage_number", "in_force", "config"):
+            assert [getattr(report, name) for report in later.reports] == [
+                getattr(report, name) for report in callback.reports
+            ]
+        assert resumed.live.num_shown == 3
+
+
+def test_workers_that_resume_serve_nothing_from_before_a_boundary(tmp_path):
+    """At an epoch boundary nothing was fetched ahead, so with workers, too, the resumed batches are the same."""
+    options = {"schedule": {"range_min": Linear(6, 0)}, "mining_steps": 4, "dataloader_num_workers": 2, "max_steps": 8}
+    whole, _, _ = resumable(tmp_path / "whole", **options)
+    for step in (4, 5):
+        cut = str(tmp_path / "whole" / f"checkpoint-{step}")
+        batches, _, _ = resumable(tmp_path / "again", cut, save_strategy="no", **options)
+        assert batches == whole[step:], f"resumed from step {step}"
+
+
+def test_what_does_not_fit_a_checkpoint_is_refused(tmp_path):
+    """Another schedule, with both named; and topics that are damaged."""
+    options = {"num_topics": 4, "batch_sampler": TopicAwareBatchSampler, "max_steps": 5}
+    resumable(tmp_path, **options)
+    changed = [*RESUMED[:2], Stage("hard", 1, range_max=10)]
+    with pytest.raises(ValueError, match=r"Expected the schedule with which .*'range_max', 9.*got .*'range_max', 10"):
+        resumable(tmp_path, True, schedule=changed, **options)
+    with pytest.raises(ValueError, match=r"Expected the schedule with which .*, got None\."):
+        resumable(tmp_path, True, schedule=None, **options)
+
+    (folder,) = (tmp_path / "checkpoint-5" / "hard_negatives").iterdir()
+    assert set(checkpoint._epoch_topics(str(folder), 80)) == {0, 1, 2, 3}
+    one = [1] * 79
+    wrong = [
+        {"epoch_topics": pa.array(one, pa.int32())},
+        {"epoch_topics": pa.array(["a"] * 80)},
+        {"epoch_topics": pa.array([0.5, *one])},
+        {"other": pa.array([1, *one], pa.int32())},
+        *({"epoch_topics": pa.array([first, *one], pa.int32())} for first in (None, -1, 80, 10**9)),
+    ]
+    for columns in wrong:
+        shutil.rmtree(folder / "topics")
+        dataset_of(pa.table(columns)).save_to_disk(folder / "topics")
+        with pytest.raises(ValueError, match="got a damaged one"):
+            checkpoint._epoch_topics(str(folder), 80)
+    with pytest.raises(ValueError, match="got a damaged one"):
+        resumable(tmp_path, True, **options)
+    for file in (folder / "topics").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match="got a damaged one"):
+        checkpoint._epoch_topics(str(folder), 80)
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+STEPS, EVERY, FAULT = 9, 3, 6
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The batches and the negatives of a run to which nothing happens."""
+    batches, hard_negatives, _ = run(tmp_path_factory.mktemp("whole"), max_steps=STEPS, save_strategy="no")
+    return batches, ids_of(hard_negatives)
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_after_a_part(self, path, **_):
+    """As ``Dataset.save_to_disk`` on a disk that is full after a part of the file."""
+    os.makedirs(path)
+    Path(path, "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    full_disk()
+
+
+def full_after_half(content, file, **_):
+    """As ``json.dump`` on a disk that is full after half of the file."""
+    text = json.dumps(content)
+    file.write(text[: len(text) // 2])
+    file.flush()
+    full_disk()
+
+
+WRITE_POINTS = {
+    "the folder": ("st_hardneg.training.checkpoint.os.makedirs", full_disk),
+    "the partial folder": ("st_hardneg.files.save.tempfile.mkdtemp", full_disk),
+    "the arrow files": ("datasets.Dataset.save_to_disk", full_after_a_part),
+    "state.json": ("st_hardneg.training.checkpoint.json.dump", full_after_half),
+    "the new name": ("st_hardneg.files.save.os.replace", full_disk),
+}
+
+
+class FullDisk(MiningCallback):
+    """Fills the disk when the trainer has written its part of a checkpoint, and the negatives come next."""
+
+    def __init__(self, fill, mining_steps=EVERY):
+        super().__init__(mining_steps=mining_steps)
+        self.fill = fill
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == FAULT:
+            self.fill()
+        super().on_save(args, state, control, **kwargs)
+
+
+@pytest.mark.parametrize("point", WRITE_POINTS)
+def test_a_full_disk_while_a_checkpoint_is_written(tmp_path, monkeypatch, uninterrupted, point):
+    """The error reaches the user, nothing half-written is left, and the checkpoint before is the one to resume from."""
+    with monkeypatch.context() as patch:
+        with pytest.raises(OSError, match="No space left on device"):
+            run(tmp_path, callback=FullDisk(lambda: patch.setattr(*WRITE_POINTS[point])), max_steps=STEPS)
+    check_after_a_full_disk(tmp_path, uninterrupted)
+
+
+def check_after_a_full_disk(folder, uninterrupted):
+    steps = {f"checkpoint-{step}" for step in range(1, FAULT + 1)}
+    assert set(os.listdir(folder)) == steps
+    written = folder / f"checkpoint-{FAULT}" / "hard_negatives"
+    assert not [path for path in written.rglob("*") if path.is_file() or path.name.count("partial")]
+    # Not silently with other negatives: the trainer's last checkpoint is refused, and says what to do.
+    with pytest.raises(ValueError, match="Resume from an earlier checkpoint"):
+        run(folder, resume=True, max_steps=STEPS, save_strategy="no")
+    before = str(folder / f"checkpoint-{FAULT - 1}")
+    batches, resumed, _ = run(folder, resume=before, max_steps=STEPS, save_strategy="no")
+    assert batches == uninterrupted[0][FAULT - 1 :] and ids_of(resumed) == uninterrupted[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB, where one can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here (it takes root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 1, 3])
+def test_a_disk_that_is_full_for_real(small_disk, uninterrupted, free):
+    """The same with a disk on which so many pages are left when the negatives are to be written."""
+    output = small_disk / "output"
+
+    def fill():
+        with open(small_disk / "filler", "wb", buffering=0) as file:
+            with pytest.raises(OSError, match="No space left on device"):
+                while True:
+                    file.write(bytes(4096))
+            file.truncate(file.tell() - free * 4096)
+
+    with pytest.raises(OSError, match=r"No space left on device|Errno 28"):
+        run(output, callback=FullDisk(fill), max_steps=STEPS)
+    (small_disk / "filler").unlink()
+    check_after_a_full_disk(output, uninterrupted)

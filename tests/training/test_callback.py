@@ -1,4 +1,4 @@
-"""Refreshes under the real trainer, judged by the negatives that reach the loss."""
+"""MiningCallback under the real trainer: when a refresh comes, and at which step its negatives reach the loss."""
 
 from __future__ import annotations
 
@@ -8,106 +8,25 @@ import multiprocessing
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState
 
-from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg import MiningCallback
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
-from st_hardneg.training.callback import training_encodings
-from tests.conftest import WORDS, word_model
+from tests.conftest import WORDS
+from tests.training import runs
+from tests.training.rounds import Recorder, Rounds, first_new, make_args, make_model, make_negatives, run
+from tests.training.runs import HOST_WARNINGS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
-
-NUM_ROWS = 160
-PER_ROUND = 10
-NEGATIVES = [f"n{number}" for number in range(200)]
-
-
-class Rounds:
-    """A searcher whose n-th round returns texts that no other round returns."""
-
-    def __init__(self, first_negative: int) -> None:
-        self.first_negative = first_negative
-        self.round = -1
-
-    def index(self, corpus_embeddings, similarity_fn_name):
-        self.round += 1
-
-    def search(self, query_embeddings, k):
-        first = self.first_negative + PER_ROUND * self.round
-        ids = torch.full((len(query_embeddings), k), -1)
-        scores = torch.full((len(query_embeddings), k), -torch.inf)
-        count = min(k, PER_ROUND)
-        ids[:, :count] = torch.arange(first, first + count)
-        scores[:, :count] = torch.linspace(0.5, 0.4, count)
-        return ids, scores
-
-
-class Recorder(MultipleNegativesRankingLoss):
-    """A loss that notes, for every micro-batch, which rounds its negatives come from."""
-
-    def __init__(self, model):
-        super().__init__(model)
-        self.rounds: list[set[int]] = []
-        self.rows: list[list[int]] = []
-        tokenizer = model.tokenizer
-        self.round_of = {tokenizer.token_to_id(text): i // PER_ROUND for i, text in enumerate(NEGATIVES)}
-
-    def forward(self, sentence_features, labels):
-        features = list(sentence_features)
-        tokens = [token for feature in features[2:] for token in feature["input_ids"].tolist()]
-        self.rounds.append({self.round_of[token] for token in tokens})
-        self.rows.append(features[0]["input_ids"].tolist())
-        return super().forward(features, labels)
+pytestmark = [pytest.mark.training, *HOST_WARNINGS]
 
 
 @pytest.fixture
 def model():
-    words = [*WORDS, *NEGATIVES]
-    return word_model(words, torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)))
-
-
-def make_negatives(num_rows: int = NUM_ROWS, **config) -> HardNegativeDataset:
-    pairs = Dataset.from_dict(
-        {
-            "anchor": [f"{WORDS[i % 100]} {WORDS[i // 100]}" for i in range(num_rows)],
-            "positive": [f"{WORDS[100 + i % 100]} {WORDS[i // 100]}" for i in range(num_rows)],
-        }
-    )
-    return HardNegativeDataset(pairs, NEGATIVES, MiningConfig(num_negatives=2, **config), searcher=Rounds(0))
-
-
-def make_args(tmp_path, **options) -> SentenceTransformerTrainingArguments:
-    defaults = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 14,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "use_cpu": True,
-    }
-    return SentenceTransformerTrainingArguments(output_dir=str(tmp_path), **{**defaults, **options})
-
-
-def first_new(rounds: list[set[int]], number: int) -> int:
-    """Return the first micro-batch, from 1, from which on no negative is older than this round."""
-    old = [i for i, seen in enumerate(rounds, start=1) if min(seen) < number]
-    return max(old, default=0) + 1
-
-
-def run(model, hard_negatives, args, **callback_options):
-    hard_negatives.mine(model, show_progress_bar=False)
-    loss = Recorder(model)
-    callback = MiningCallback(hard_negatives, **callback_options)
-    trainer = SentenceTransformerTrainer(
-        model=model, args=args, train_dataset=hard_negatives.as_dataset(), loss=loss, callbacks=[callback]
-    )
-    trainer.train()
-    return loss, callback, trainer
+    return make_model()
 
 
 def test_without_workers_a_refresh_is_seen_exactly_at_the_stated_step(model, tmp_path):
@@ -198,24 +117,6 @@ def test_in_a_dataset_dict_with_a_dict_of_losses(model, tmp_path):
     assert [report.step for report in callback.reports] == [6, 12, 18]
 
 
-def test_without_an_argument_every_live_view_is_refreshed(model, tmp_path):
-    """`MiningCallback()` finds the live views in the train dataloader, by their names in the DatasetDict."""
-    first, second = make_negatives(), make_negatives(num_rows=80)
-    for hard_negatives in (first, second):
-        hard_negatives.mine(model, show_progress_bar=False)
-    callback = MiningCallback(mining_steps=4)
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=make_args(tmp_path, max_steps=6),
-        train_dataset=DatasetDict({"a": first.as_dataset(), "b": second.as_dataset()}),
-        loss={"a": Recorder(model), "b": Recorder(model)},
-        callbacks=[callback],
-    )
-    trainer.train()
-    assert first.report.step == second.report.step == 4
-    assert {"mining/a/refresh", "mining/b/refresh"} <= {key for entry in trainer.state.log_history for key in entry}
-
-
 def test_metrics_are_logged_and_the_loss_log_is_not_swallowed(model, tmp_path):
     """Every step's loss is in the log history, also those of steps at which was mined."""
     _, callback, trainer = run(model, make_negatives(), make_args(tmp_path), mining_steps=5)
@@ -268,59 +169,12 @@ def test_training_itself_is_not_disturbed_by_mining(tmp_path):
     """With the same negatives mined again and again, the weights end as they do without a callback."""
     ends = []
     for mining_steps in (2, 100):
-        words = [*WORDS, *NEGATIVES]
-        model = word_model(words, torch.randn(len(words), 8, generator=torch.Generator().manual_seed(0)))
-        hard_negatives = make_negatives()
-        hard_negatives._searcher.round = -1
-        hard_negatives._searcher.index = lambda *_, rounds=hard_negatives._searcher: setattr(rounds, "round", 0)
+        model, searcher = make_model(), Rounds(0)
+        searcher.index = lambda *_, rounds=searcher: setattr(rounds, "round", 0)
+        hard_negatives = make_negatives(searcher=searcher)
         run(model, hard_negatives, make_args(tmp_path), mining_steps=mining_steps)
         ends.append(model[0].embedding.weight.detach().clone())
     assert torch.equal(*ends)
-
-
-def test_the_trainer_s_prompts_and_routes_are_used(tmp_path):
-    """Prompts by column, by dataset and column, and none at all; the config's own come first."""
-    hard_negatives = make_negatives()
-    args = make_args(tmp_path, prompts={"anchor": "query: ", "positive": "passage: "})
-    encodings = training_encodings(hard_negatives, args, None)
-    assert (encodings.queries.prompt, encodings.corpus.prompt) == ("query: ", "passage: ")
-    nested = make_args(tmp_path, prompts={"mined": {"anchor": "q: "}}, router_mapping={"mined": {"anchor": "document"}})
-    encodings = training_encodings(hard_negatives, nested, "mined")
-    assert (encodings.queries.prompt, encodings.corpus.prompt) == ("q: ", "")
-    assert (encodings.queries.task, encodings.corpus.task) == ("document", "document")
-    own = training_encodings(make_negatives(query_prompt="own: "), args, None)
-    assert (own.queries.prompt, own.corpus.prompt) == ("own: ", "passage: ")
-
-
-def test_a_frozen_copy_as_train_dataset_is_refused(model, tmp_path):
-    """Training on `to_dataset()` would never see a refresh, so it does not start."""
-    hard_negatives = make_negatives()
-    hard_negatives.mine(model, show_progress_bar=False)
-    for given in (hard_negatives, None):
-        trainer = SentenceTransformerTrainer(
-            model=model,
-            args=make_args(tmp_path),
-            train_dataset=hard_negatives.to_dataset("n-tuple"),
-            loss=Recorder(model),
-            callbacks=[MiningCallback(given)],
-        )
-        with pytest.raises(ValueError, match="a refresh would change nothing"):
-            trainer.train()
-
-
-def test_an_iterable_dataset_is_refused(model, tmp_path):
-    """A stream cannot be refreshed, and says so."""
-    hard_negatives = make_negatives()
-    hard_negatives.mine(model, show_progress_bar=False)
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=make_args(tmp_path),
-        train_dataset=hard_negatives.to_dataset("n-tuple").to_iterable_dataset(),
-        loss=Recorder(model),
-        callbacks=[MiningCallback(hard_negatives)],
-    )
-    with pytest.raises(ValueError, match="got an IterableDataset"):
-        trainer.train()
 
 
 def test_hashed_no_duplicates_is_warned_about(model, tmp_path, caplog):
@@ -348,25 +202,6 @@ def test_with_batch_samplers(model, tmp_path, sampler):
         assert min(loss.rounds[-1]) > 0
 
 
-def test_a_teacher_mines_in_place_of_the_model(model, tmp_path):
-    """With `model=`, negatives come from the teacher, however the student changes."""
-    teacher = word_model(WORDS, torch.randn(len(WORDS), 8, generator=torch.Generator().manual_seed(9)))
-    pairs = Dataset.from_dict({"anchor": WORDS[:50], "positive": WORDS[50:100]})
-    hard_negatives = HardNegativeDataset(pairs, WORDS[100:], MiningConfig(num_negatives=2))
-    hard_negatives.mine(model, show_progress_bar=False)
-    callback = MiningCallback(hard_negatives, mining_steps=3, model=teacher)
-    SentenceTransformerTrainer(
-        model=model,
-        args=make_args(tmp_path, max_steps=5),
-        train_dataset=hard_negatives.as_dataset(),
-        loss=MultipleNegativesRankingLoss(model),
-        callbacks=[callback],
-    ).train()
-    alone = HardNegativeDataset(pairs, WORDS[100:], MiningConfig(num_negatives=2))
-    alone.mine(teacher, show_progress_bar=False)
-    assert (hard_negatives.negative_ids == alone.negative_ids).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -385,23 +220,45 @@ def test_bad_arguments(arguments, error, message):
         MiningCallback(**arguments)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda view: view.map(lambda row: {name: text.lower() for name, text in row.items()}),
-        lambda view: view.select_columns(["anchor", "positive"]),
-    ],
-)
-def test_a_view_without_live_negatives_is_refused(model, tmp_path, change):
-    """If `map` froze the negatives, or they were dropped, a refresh would change nothing: it does not start."""
-    hard_negatives = make_negatives()
-    hard_negatives.mine(model, show_progress_bar=False)
-    trainer = SentenceTransformerTrainer(
-        model=model,
-        args=make_args(tmp_path),
-        train_dataset=change(hard_negatives.as_dataset()),
-        loss=MultipleNegativesRankingLoss(model),
-        callbacks=[MiningCallback(hard_negatives)],
-    )
-    with pytest.raises(ValueError, match="a refresh would change nothing"):
-        trainer.train()
+@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder"])
+def test_models_that_cannot_search_are_refused_at_the_start(kind, tmp_path):
+    """As a retriever when the callback is made, and as the model in training before the first step."""
+    model = type(kind, (), {})()
+    with pytest.raises(ValueError, match=f"A {kind} cannot search"):
+        MiningCallback(retriever=model)
+    found = runs.make_negatives(runs.make_model())
+    args, view = runs.make_args(tmp_path), found.as_dataset()
+    with pytest.raises(ValueError, match=f"A {kind} cannot search .*retriever=SentenceTransformer"):
+        MiningCallback(found).on_train_begin(
+            args,
+            TrainerState(max_steps=4),
+            TrainerControl(),
+            model=model,
+            train_dataloader=DataLoader(view, batch_size=8, collate_fn=list),
+        )
+
+
+def test_equal_trials_on_one_dataset_are_equal(tmp_path):
+    """A training that starts at step 0 begins with what `mine()` left, counters included."""
+    found = runs.make_negatives(runs.make_model())
+    before, losses = runs.ids_of(found), []
+    for _ in range(2):
+        model = runs.make_model()
+        log = runs.train(tmp_path, [MiningCallback(found, 4)], found.as_dataset(), model)
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0] == losses[1] and len(losses[0]) == 12
+    assert runs.ids_of(found) != before
+    found.reset()
+    assert runs.ids_of(found) == before
+
+
+def test_a_mining_that_was_put_in_force_by_hand_is_what_a_training_begins_with(tmp_path):
+    """`reset` goes back to it, and not to the mining before."""
+    model = runs.make_model()
+    found = runs.make_negatives(model)
+    other = found.compute_mining(model, show_progress_bar=False)
+    found.live.apply(other)
+    runs.train(tmp_path, [MiningCallback(found, 4)], found.as_dataset(), model)
+    assert runs.ids_of(found) != other.negatives.ids.tolist()
+    found.reset()
+    assert runs.ids_of(found) == other.negatives.ids.tolist()

@@ -24,15 +24,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tests import ranks_losses_script
+from st_hardneg.training import ranks
 from tests.conftest import WORDS
+from tests.training import ranks_losses_script, runs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*torch.cpu.amp.*:FutureWarning"),
-]
+pytestmark = [pytest.mark.training, *runs.HOST_WARNINGS]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(
@@ -171,7 +169,7 @@ def test_ranks_agree_under_a_schedule_in_batches_of_topics(tmp_path):
     assert one["topics"] == other["topics"] and len(set(one["topics"])) == 4
     shown = [1, 1, 2, 2, 3, 3]
     skipped = [6, 5, 4, 3, 2, 1]
-    expected = [{"num_negatives": n, "range_min": r} for n, r in zip(shown, skipped, strict=True)]
+    expected = [{"range_min": r, "num_shown": n} for n, r in zip(shown, skipped, strict=True)]
     assert one["in_force"] == other["in_force"] == expected
     for rank in (one, other):
         assert [len(batch) - 2 for batch in rank["batches"]] == [1] * 4 + [2] * 4 + [3] * 4
@@ -241,3 +239,29 @@ def test_a_search_that_takes_longer_than_ranks_wait(tmp_path):
 def test_without_signs_of_life_the_same_search_fails(tmp_path):
     """The test above proves something: without them, the waiting rank gives up."""
     assert run(tmp_path, 2, "slow-silent").returncode != 0
+
+
+def test_ranks_go_on_with_the_negatives_of_the_first():
+    """What another rank has is put in force, in views that were handed out, too; other rows are refused."""
+    model = runs.make_model()
+    first, other = runs.make_negatives(model), runs.make_negatives(model, seed=5)
+    view = other.as_dataset()
+    expected = first.as_dataset()[3]
+    assert view[3] != expected
+    other.live.start_from(first.live.starting_state())
+    assert runs.ids_of(other) == runs.ids_of(first) == runs.table_of(other)
+    assert view[3] == expected
+    short = runs.make_negatives(model, relative_margin=0.3, range_max=None)
+    short.as_dataset()
+    with pytest.raises(ValueError, match="live views have different rows"):
+        other.live.start_from(short.live.starting_state())
+
+
+def test_signs_of_life_come_when_it_is_time(monkeypatch):
+    """A text is encoded when the last one was long ago, and not before."""
+    now, encoded = [0.0], []
+    monkeypatch.setattr(ranks.time, "monotonic", lambda: now[0])
+    keep_alive = ranks.KeepAlive(lambda: encoded.append(now[0]))
+    for now[0] in (1.0, 59.0, 61.0, 100.0, 122.0):
+        keep_alive()
+    assert encoded == [61.0, 122.0]

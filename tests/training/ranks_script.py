@@ -32,9 +32,10 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import TopicAwareBatchSampler
 from st_hardneg.search import ExactSearcher
-from st_hardneg.training import callback
+from st_hardneg.training import ranks
 from st_hardneg.training.schedules import Linear, PerEpoch
 from tests.conftest import WORDS, random_texts, run_and_leave, word_model
+from tests.training.runs import ids_of, table_of
 
 
 class SlowSearcher(ExactSearcher):
@@ -56,27 +57,32 @@ def main() -> None:
     model = word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(0)))
     pairs = Dataset.from_dict({"anchor": texts[:80], "positive": texts[80:160]})
     is_slow = failure.startswith("slow")
-    config = MiningConfig(
-        num_negatives=1, sampling_strategy="random", range_max=8, query_chunk_size=10 if is_slow else 512
-    )
+    config = MiningConfig(num_negatives=1, sampling_strategy="random", range_max=8)
     is_scheduled = failure == "schedule"
     if is_scheduled:
-        config = replace(config, num_negatives=3, range_max=12, num_topics=4)
+        config = replace(config, num_negatives=3, range_max=12)
     searcher = SlowSearcher()
-    hard_negatives = HardNegativeDataset(pairs, texts[160:], config, searcher=searcher)
+    hard_negatives = HardNegativeDataset(
+        pairs,
+        texts[160:],
+        config,
+        searcher=searcher,
+        query_chunk_size=10 if is_slow else 512,
+        num_topics=4 if is_scheduled else None,
+    )
     if failure == "other-rows":
         hard_negatives = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=3, relative_margin=0.3))
     drift = failure in ("drift", "other-rows") and rank == 1
     noise = torch.randn(200, 8, generator=torch.Generator().manual_seed(1)) * float(drift)
     hard_negatives.mine(word_model(WORDS, model[0].embedding.weight.detach()[1:] + noise), show_progress_bar=False)
-    mined_alone = hard_negatives.negative_ids
+    mined_alone = ids_of(hard_negatives)
     first_tables: list[list[list[int]]] = []
 
     if is_slow:
         # accelerate does not hand `ddp_timeout` to gloo.
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=6))
         searcher.seconds = 1.5
-        callback._KEEP_ALIVE_SECONDS = 1.0 if failure == "slow" else 1e9
+        ranks._KEEP_ALIVE_SECONDS = 1.0 if failure == "slow" else 1e9
     encoded: list[int] = []
     infer = model._inference
 
@@ -90,16 +96,14 @@ def main() -> None:
 
     model._inference = counted
     model._create_model_card = lambda *_, **__: None  # it encodes, too
-    schedule = {"num_negatives": PerEpoch(1, add=1), "range_min": Linear(6, 0)} if is_scheduled else None
+    schedule = {"num_shown": PerEpoch(1, add=1), "range_min": Linear(6, 0)} if is_scheduled else None
     mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2, schedule=schedule)
     loss = MultipleNegativesRankingLoss(model) if is_scheduled else TripletLoss(model)
     batches: list[list[list[int]]] = []
     loss.register_forward_pre_hook(
         lambda _, given: batches.append([feature["input_ids"].tolist() for feature in given[0]])
     )
-    loss.register_forward_pre_hook(
-        lambda *_: None if first_tables else first_tables.append(hard_negatives._table.read(np.arange(80)).tolist())
-    )
+    loss.register_forward_pre_hook(lambda *_: None if first_tables else first_tables.append(table_of(hard_negatives)))
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -120,21 +124,21 @@ def main() -> None:
         callbacks=[mining],
     )
     trainer.train(resume_from_checkpoint=failure == "resume")
-    view = hard_negatives._table
+    view = hard_negatives.live.view
     np.savez(
         folder / f"rank{rank}-of-{world}.npz",
-        table=view.read(np.arange(80)),
-        ids=hard_negatives.negative_ids,
+        table=np.asarray(table_of(hard_negatives)),
+        ids=np.asarray(ids_of(hard_negatives)),
         weights=model[0].embedding.weight.detach().numpy(),
     )
     figures = {
         "encoded": encoded,
-        "generation": view.generation,
+        "generation": view.table.generation,
         "steps": [r.step for r in mining.reports],
         "in_force": [dict(r.in_force) for r in mining.reports],
-        "topics": None if hard_negatives._view.topics is None else hard_negatives._view.topics.tolist(),
+        "topics": None if view.topics is None else view.topics.tolist(),
         "batches": batches,
-        "mined_alone": mined_alone.tolist(),
+        "mined_alone": mined_alone,
         "first_table": first_tables[0],
     }
     (folder / f"rank{rank}-of-{world}.json").write_text(json.dumps(figures))

@@ -1,0 +1,289 @@
+"""What a mined dataset gives away: copies, provenance, files, and what is pushed to the Hub."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from datasets import Dataset
+
+from st_hardneg.candidates import Mining
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.known import KnownPositives
+from st_hardneg.corpus.numbering import Corpus
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.errors import NotMinedError
+from st_hardneg.files.save import SavedState, read, save
+from st_hardneg.files.schema import damaged
+from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
+from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
+from st_hardneg.mining.task import Task
+from st_hardneg.publish.hub import keep_info, push_mined
+from st_hardneg.publish.provenance import provenance_dataset
+from st_hardneg.report import MiningReport
+from st_hardneg.sources.build import name_sources
+from st_hardneg.sources.synthetic import checked_synthetic
+from st_hardneg.wrapping import Help, Wrapped
+
+if TYPE_CHECKING:
+    from st_hardneg.mining.filters import ExtraFilter
+    from st_hardneg.search import Searcher
+
+logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="MinedDataset")
+
+_ROWS_AT_ONCE = 1_000_000
+
+
+class MinedDataset:
+    """The half of :class:`~st_hardneg.HardNegativeDataset` that hands out what was mined."""
+
+    _wrapped: Wrapped
+    live: LiveNegatives
+
+    @property
+    def config(self) -> MiningConfig:
+        """Which negatives are wanted."""
+        return self._wrapped.config
+
+    @property
+    def corpus(self) -> Corpus:
+        """All texts that can be a negative; ``negative_ids`` are its row numbers."""
+        return self._wrapped.corpus
+
+    @property
+    def known_positives(self) -> KnownPositives:
+        """Which corpus texts are right for which query, for losses that mask by identity."""
+        return self._wrapped.pairs.known
+
+    @property
+    def report(self) -> MiningReport:
+        """The report of the last mining.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("report").report
+
+    @property
+    def negative_ids(self) -> Ids:
+        """Corpus ids of the negatives, int64 of shape ``(num_rows, num_negatives)``; -1 where a slot is empty.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("negative_ids").negatives.ids.numpy()[self._wrapped.pairs.row_query]
+
+    @property
+    def negative_scores(self) -> npt.NDArray[np.float32]:
+        """The model's similarity of anchor and negative, of shape ``(num_rows, num_negatives)``; -inf where empty.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        return self._mined("negative_scores").negatives.similarities.numpy()[self._wrapped.pairs.row_query]
+
+    def _mined(self, wanted: str) -> Mining:
+        if self.live.mining is None:
+            raise NotMinedError(f"This dataset has no negatives yet. Call `.mine(model)` before `.{wanted}`.")
+        return self.live.mining
+
+    def to_dataset(
+        self, output_format: OutputFormat = "triplet", output_scores: bool = False, keep_columns: bool = False
+    ) -> Dataset:
+        """Return a plain dataset with the negatives of now, in the row order of the input.
+
+        Args:
+            output_format: ``"triplet"``: anchor, positive, negative, a row per negative there is. ``"n-tuple"``: anchor,
+                positive, negative_1 … negative_n; rows with an empty slot are left out. ``"labeled-pair"``: anchor,
+                text, label 1 or 0; a query's negatives stand once, after its last row. ``"labeled-list"``: anchor,
+                list of texts, list of labels. What stands in as a last resort is in n-tuples only.
+            output_scores: Add ``scores``, or put ``score`` / ``scores`` in place of labels: the cross encoder's of the
+                positive and the negatives if there is one, and else the model's similarity.
+            keep_columns: Add the other columns of the wrapped dataset. A trainer would embed them as texts.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+            ValueError: If the format is unknown, or a column of the wrapped dataset has the name of one of the output.
+        """
+        wrapped, mining = self._wrapped, self._mined("to_dataset()")
+        rows = np.arange(wrapped.pairs.num_rows)
+        names = (wrapped.rows.anchor_name, wrapped.rows.positive_name)
+        dataset, source = write_rows(
+            output_format, names, wrapped.pairs, wrapped.corpus, mining, rows, output_scores=output_scores
+        )
+        if keep_columns:
+            dataset = with_other_columns(dataset, wrapped.rows.dataset, names, source)
+        return keep_info(dataset, wrapped.rows.dataset)
+
+    def provenance(self) -> Dataset:
+        """Return where every negative of every row comes from.
+
+        Returns:
+            A dataset with one row per row: ``row``, ``positive_id``, ``positive_score``, and for every negative
+            ``negative_ids``, ``negative_scores`` (the model's similarity), ``negative_ranks`` (place in its source, from
+            0; -1 where it has none), ``negative_sources``, ``negative_steps`` (the training step at which it was mined; -1
+            before training) and ``negative_slots`` (how the slot was filled: mined, carried over, random, repeated, last
+            resort). A cross encoder's and a source's own scores have columns of their own. Ids are the corpus's own if it
+            has a column of them (a positive that it lacks is ``positive-`` and a number), and row numbers of ``corpus``
+            otherwise.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        mining, pairs = self._mined("provenance()"), self._wrapped.pairs
+        return provenance_dataset(mining, pairs.row_query, pairs.row_positive, self._wrapped.corpus)
+
+    def save_to_disk(self, dataset_path: str | os.PathLike[str]) -> None:
+        """Write pairs, corpus, negatives, recipe and report to a folder, as plain Arrow and JSON.
+
+        A cross encoder, a searcher, extra filters and sources of your own are not written; :meth:`load_from_disk` asks for
+        them again.
+
+        Raises:
+            FileExistsError: If the folder holds something else than an earlier save.
+        """
+        wrapped = self._wrapped
+        state = SavedState(
+            rows=wrapped.rows,
+            corpus=wrapped.corpus,
+            pairs=wrapped.pairs,
+            config=wrapped.config,
+            needs=wrapped.needs,
+            num_minings=self.live.num_minings,
+            mining=self.live.mining,
+            live_rows=self.live.rows,
+            options={"num_topics": wrapped.task.num_topics},
+        )
+        save(os.fspath(dataset_path), state)
+
+    @classmethod
+    def load_from_disk(
+        cls: type[Self],
+        dataset_path: str | os.PathLike[str],
+        *,
+        config: MiningConfig | None = None,
+        sources: Mapping[str, Any] | None = None,
+        cross_encoder: Any = None,
+        searcher: Searcher | None = None,
+        use_faiss: bool = False,
+        extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
+        guide: Any = None,
+        batch_size: int = 32,
+        query_chunk_size: int = 512,
+        corpus_chunk_size: int = 100_000,
+    ) -> Self:
+        """Read what :meth:`save_to_disk` wrote.
+
+        Args:
+            dataset_path: The folder.
+            config: A recipe in place of the saved one, for a save whose ``exclude_pattern`` you do not trust.
+            sources: Sources of your own, if the recipe had some.
+            cross_encoder: The cross encoder, if the recipe had one.
+            searcher: The searcher, if the recipe had one of its own.
+            use_faiss: Search with FAISS's flat index.
+            extra_filters: The extra filters, if the recipe had some.
+            guide: The guide, if the recipe had one.
+            batch_size: Texts encoded at once.
+            query_chunk_size: Queries searched and filtered at once.
+            corpus_chunk_size: Corpus texts compared at once in exact search.
+
+        Raises:
+            FileNotFoundError: If the folder is not there.
+            ValueError: If the files are damaged or do not belong together, or the recipe needs what was not given.
+        """
+        path = os.fspath(dataset_path)
+        saved = read(path, config=config)
+        num_topics = saved.options.get("num_topics")
+        helpers = Help(
+            cross_encoder,
+            guide,
+            searcher,
+            use_faiss,
+            extra_filters,
+            batch_size,
+            query_chunk_size,
+            corpus_chunk_size,
+            num_topics,
+        )
+        in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
+        named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)
+        if missing := sorted(set(saved.needs) - set(helpers.needs(named))):
+            raise ValueError(
+                f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass "
+                f"{'it' if len(missing) == 1 else 'them'} to `load_from_disk` again."
+            )
+        task = Task(saved.pairs, saved.corpus, named.own, named.names, **helpers.arguments_of_task())
+        loaded = cls.__new__(cls)
+        loaded._wrapped = Wrapped(saved.rows, saved.corpus, saved.pairs, saved.config, task, helpers.needs(named))
+        loaded.live = LiveNegatives(saved.pairs, saved.corpus, saved.config.num_negatives)
+        mining = None if saved.mining is None else saved.mining.recoded(named.names)
+        loaded.live.load(mining, saved.num_minings, saved.live_rows)
+        if saved.mining is not None and loaded._holds_positives(saved.mining):
+            raise damaged(path, "a negative is a known positive of its anchor, or the anchor itself")
+        return loaded
+
+    def _holds_positives(self, mining: Mining) -> bool:
+        """Tell whether any negative is known to be a right answer; a million queries at once take little memory."""
+        known, ids = self._wrapped.pairs.known, mining.negatives.ids
+        chunks = torch.arange(len(ids)).split(_ROWS_AT_ONCE)
+        return any(bool(known.contains(some, ids[some]).any()) for some in chunks)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_name: str = "default",
+        *,
+        split: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        output_format: OutputFormat = "n-tuple",
+    ) -> Any:
+        """Publish the negatives as a plain dataset: ``load_dataset(repo_id)`` reads it back, without this package.
+
+        What is published under ``config_name`` can be trained on as it is; ids, scores, ranks and sources are in a
+        second configuration named ``provenance`` (``{config_name}-provenance`` for another name than ``default``).
+
+        Args:
+            repo_id: The dataset repository, such as ``"me/nq-hard-negatives"``.
+            config_name: Name of the configuration.
+            split: Name of the split; the wrapped dataset's, or ``"train"``.
+            private: Whether a new repository is private.
+            token: An access token; the stored one if None.
+            revision: Branch to push to.
+            commit_message: Message of the commit.
+            output_format: As for :meth:`to_dataset`.
+
+        Returns:
+            What ``datasets.Dataset.push_to_hub`` returns for the main configuration.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+        """
+        self._mined("push_to_hub()")
+        dataset, num_rows = self.to_dataset(output_format), self._wrapped.pairs.num_rows
+        if output_format == "n-tuple" and len(dataset) < (1 - MANY_ROWS) * num_rows:
+            logger.warning(
+                f"{num_rows - len(dataset):,} of {num_rows:,} rows have an empty slot and are not published as tuples. "
+                '`shortfall="random"` fills them; `output_format="triplet"` has a row for every negative there is.'
+            )
+        return push_mined(
+            dataset,
+            self.provenance(),
+            repo_id,
+            config_name,
+            source=self._wrapped.rows.dataset.info,
+            split=split or str(self._wrapped.rows.dataset.split or "train"),
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )

@@ -1,0 +1,192 @@
+"""Prompts and routes: those that a trainer trains with, and whether all minings of a run use the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from st_hardneg.config import MiningConfig
+from st_hardneg.encoders.dense import Encoding, Encodings
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from st_hardneg.dataset import HardNegativeDataset
+
+logger = logging.getLogger(__name__)
+
+# Which of a model's own prompts `encode_query` and `encode_document` use where they are given none, the first there is.
+_OWN_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+def training_encodings(
+    hard_negatives: HardNegativeDataset,
+    args: TrainingArguments,
+    dataset_name: str | None = None,
+    config: MiningConfig | None = None,
+) -> Encodings:
+    """Return the prompts and routes that the trainer uses for this dataset, unless the config names its own.
+
+    Args:
+        hard_negatives: The dataset.
+        args: The training arguments: ``prompts`` and ``router_mapping``.
+        dataset_name: The trainer's name for the dataset, if it trains on several.
+        config: The recipe in force; the dataset's own if None.
+    """
+    config = config or hard_negatives.config
+    encodings = Encodings.from_config(config, hard_negatives.batch_size)
+    prompts = getattr(args, "prompts", None)
+    routes = getattr(args, "router_mapping", None)
+
+    def adapted(encoding: Encoding, column: str, is_set: bool) -> Encoding:
+        if not is_set:
+            # Without prompts in the arguments, the trainer trains without any; the model's default must not creep in.
+            encoding = replace(encoding, prompt=_for_column(prompts, column, dataset_name) or "")
+        return replace(encoding, task=_for_column(routes, column, dataset_name) or encoding.task)
+
+    return Encodings(
+        adapted(
+            encodings.queries,
+            hard_negatives.anchor_column_name,
+            config.query_prompt is not None or config.query_prompt_name is not None,
+        ),
+        adapted(
+            encodings.corpus,
+            hard_negatives.positive_column_name,
+            config.corpus_prompt is not None or config.corpus_prompt_name is not None,
+        ),
+    )
+
+
+def prompt_text(model: Any, encoding: Encoding) -> str:
+    """Return the text that a model puts before what it encodes, as its ``encode_query`` and ``encode_document`` find it.
+
+    Args:
+        model: The model, with ``prompts`` and ``default_prompt_name`` where it has any.
+        encoding: The task, and a prompt or its name, if any.
+    """
+    if encoding.prompt is not None:
+        return encoding.prompt
+    prompts = getattr(model, "prompts", None) or {}
+    names = [encoding.prompt_name] if encoding.prompt_name is not None else _OWN_PROMPTS.get(encoding.task, ())
+    name = next((name for name in names if name in prompts), getattr(model, "default_prompt_name", None))
+    return prompts.get(name) or ""
+
+
+def check_mined_as_refreshed(
+    hard_negatives: HardNegativeDataset, model: Any, args: TrainingArguments, dataset_name: str | None
+) -> None:
+    """Raise if refreshes will use other prompts or routes than the first mining: negatives would change for this alone.
+
+    Where it is not known how the dataset was mined (it was loaded from files, say), this is a warning.
+
+    Args:
+        hard_negatives: The dataset.
+        model: The model in training, which refreshes mine with.
+        args: The training arguments.
+        dataset_name: The trainer's name for the dataset, if it trains on several.
+
+    Raises:
+        ValueError: If so; the error prints the arguments that mend it.
+    """
+    first = hard_negatives.live.encodings
+    mined = first or Encodings.from_config(hard_negatives.config, hard_negatives.batch_size)
+    refreshed = training_encodings(hard_negatives, args, dataset_name)
+    message = _difference_of_prompts(hard_negatives, model, args, dataset_name, mined, refreshed)
+    message = message or _difference_of_routes(mined, refreshed)
+    if message is None:
+        return
+    if first is not None:
+        raise ValueError(message)
+    logger.warning(f"If the dataset was mined by `mine(model)`: {message}")
+
+
+def _difference_of_prompts(
+    hard_negatives: HardNegativeDataset,
+    model: Any,
+    args: TrainingArguments,
+    dataset_name: str | None,
+    mined: Encodings,
+    refreshed: Encodings,
+) -> str | None:
+    then, now = (
+        (prompt_text(model, encodings.queries), prompt_text(model, encodings.corpus))
+        for encodings in (mined, refreshed)
+    )
+    if then == now:
+        return None
+    anchor, positive = hard_negatives.anchor_column_name, hard_negatives.positive_column_name
+    wanted = {anchor: then[0], **dict.fromkeys([positive, *_negative_names(hard_negatives)], then[1])}
+    prompts = _with_prompts(getattr(args, "prompts", None), dataset_name, wanted)
+    return (
+        f"The first mining used the prompt {then[0]!r} for queries and {then[1]!r} for the corpus. Refreshes would use "
+        f"{now[0]!r} and {now[1]!r}, as the training does, and find other negatives for this alone. Train with the "
+        f"prompts of the first mining, `prompts={prompts}` in the training arguments, or mine with those of the training, "
+        f"`MiningConfig(query_prompt={now[0]!r}, corpus_prompt={now[1]!r})`."
+    )
+
+
+def _difference_of_routes(mined: Encodings, refreshed: Encodings) -> str | None:
+    then, now = ((encodings.queries.task, encodings.corpus.task) for encodings in (mined, refreshed))
+    if then == now:
+        return None
+    return (
+        f"The first mining encoded queries by the route {then[0]!r} and the corpus by {then[1]!r}. Refreshes would use "
+        f"{now[0]!r} and {now[1]!r}, as `router_mapping` in the training arguments says. Mine with the same arguments, "
+        "`hard_negatives.mine(model, args=args)`, or change `router_mapping`."
+    )
+
+
+def check_trained_as_mined(
+    hard_negatives: HardNegativeDataset, args: TrainingArguments, dataset_name: str | None
+) -> None:
+    """Raise if positives are trained with a prompt and negatives without: the prompt alone would tell them apart.
+
+    Sentence Transformers gives prompts to columns by their exact names, and users do not know ours.
+
+    Args:
+        hard_negatives: The dataset.
+        args: The training arguments.
+        dataset_name: The trainer's name for the dataset, if it trains on several.
+
+    Raises:
+        ValueError: If so; the error prints the argument that mends it.
+    """
+    prompts = getattr(args, "prompts", None)
+    if not isinstance(prompts, Mapping):
+        return
+    positive = _for_column(prompts, hard_negatives.positive_column_name, dataset_name) or ""
+    names = _negative_names(hard_negatives)
+    if all((_for_column(prompts, name, dataset_name) or "") == positive for name in names):
+        return
+    wanted = _with_prompts(prompts, dataset_name, dict.fromkeys(names, positive))
+    raise ValueError(
+        f"Positives (the column {hard_negatives.positive_column_name!r}) are trained with the prompt {positive!r}, but "
+        f"not all of the negatives beside them, so the prompt alone would tell them apart. Set `prompts={wanted}` in the "
+        "training arguments."
+    )
+
+
+def _negative_names(hard_negatives: HardNegativeDataset) -> list[str]:
+    return [f"negative_{slot + 1}" for slot in range(hard_negatives.config.num_negatives)]
+
+
+def _with_prompts(prompts: Any, dataset_name: str | None, wanted: Mapping[str, str]) -> dict[str, Any]:
+    """Return the trainer's setting with these prompts by column; what it holds for other columns and datasets stays."""
+    setting: Mapping[str, Any] = prompts if isinstance(prompts, Mapping) else {}
+    group = dataset_name if dataset_name is not None and (dataset_name in setting or not setting) else None
+    own = setting if group is None else setting.get(group)
+    changed = {name: prompt for name, prompt in own.items() if name not in wanted} if isinstance(own, Mapping) else {}
+    changed |= {name: prompt for name, prompt in wanted.items() if prompt}
+    return changed if group is None else {**setting, group: changed}
+
+
+def _for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:
+    """Look a column up in one of the trainer's settings: a string, by column, by dataset, or by dataset and column."""
+    if isinstance(setting, Mapping) and dataset_name is not None and dataset_name in setting:
+        setting = setting[dataset_name]
+    if isinstance(setting, Mapping):
+        setting = setting.get(column)
+    return setting if isinstance(setting, str) else None

@@ -1,0 +1,142 @@
+"""A refresh: a mining with the weights of the moment, put in force, and what is said of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from st_hardneg.candidates import Mining
+from st_hardneg.encoders import Encodings, encoder_for
+from st_hardneg.hosts import distributed_evaluation, is_sharded
+from st_hardneg.report import MiningReport
+from st_hardneg.training.curriculum import InForce
+from st_hardneg.training.ranks import KeepAlive, from_first_rank
+from st_hardneg.training.targets import Target
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# A refresh that leaves more than this share of the slots as a last resort is worth a warning.
+_MANY_LAST_RESORTS = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A mining that is wanted.
+
+    Args:
+        target: The dataset to mine for.
+        model: What to search with, with the weights of the moment.
+        encodings: Prompts and routes.
+        in_force: The recipe in force.
+        step: The training's step.
+    """
+
+    target: Target
+    model: Any
+    encodings: Encodings
+    in_force: InForce
+    step: int
+
+    def put_in_force(self, mining: Mining) -> MiningReport:
+        """Let the training read what was mined, and return its report."""
+        now = self.in_force
+        report = replace(mining.report, stage=now.stage, stage_number=now.stage_number, in_force=dict(now.values))
+        self.target.hard_negatives.live.apply(replace(mining, report=report))
+        _warn_of_last_resorts(report)
+        return report
+
+
+class Refresher(Protocol):
+    """Mines for a callback. Every method is called on all ranks, at the same steps."""
+
+    def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
+        """Begin a mining with the weights of the moment."""
+
+    def finished(self) -> Iterator[tuple[Request, Mining]]:
+        """Yield what was mined since the last call; on every rank the same."""
+
+
+class InlineRefresher:
+    """Mines at once, while the training waits: on rank 0, with the encoding shared over all ranks."""
+
+    def __init__(self) -> None:
+        self._finished: list[tuple[Request, Mining]] = []
+
+    def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
+        """Mine."""
+        sharded = is_sharded(trainer)
+        keep_alive = None
+        if args.world_size > 1 and not sharded:
+            encoder = encoder_for(request.model, request.encodings)
+            keep_alive = KeepAlive(lambda: list(encoder.corpus(["."])))
+        mining: Mining | None = None
+        # Sharded models have to run on every rank, as in the trainer's own evaluation.
+        with distributed_evaluation(request.model, enabled=not sharded) as is_mining:
+            if is_mining:
+                mining = request.target.hard_negatives.compute_mining(
+                    request.model,
+                    encodings=request.encodings,
+                    step=request.step,
+                    config=request.in_force.config,
+                    show_progress_bar=not args.disable_tqdm,
+                    between_chunks=keep_alive,
+                )
+        received: Any = from_first_rank(mining)
+        self._finished.append((request, received))
+
+    def finished(self) -> Iterator[tuple[Request, Mining]]:
+        """Yield what was mined."""
+        while self._finished:
+            yield self._finished.pop(0)
+
+
+def _warn_of_last_resorts(report: MiningReport) -> None:
+    if report.num_last_resort > _MANY_LAST_RESORTS * report.num_slots:
+        worst = max(report.removed, key=lambda rule: report.removed[rule] if rule not in ("anchor", "positive") else -1)
+        logger.warning(
+            f"{report.num_last_resort:,} of {report.num_slots:,} slots hold a text that a filter removes, because nothing "
+            f"else was found for them; `{worst}` removes most. Loosen it, deepen the search with `range_max`, or set "
+            '`shortfall="random"`.'
+        )
+
+
+def warn_of_idle_refreshes(targets: Sequence[Target]) -> None:
+    """Say so if refreshes with a frozen model will find the same negatives again and again.
+
+    Args:
+        targets: The datasets that are refreshed, none of whose fields are scheduled.
+    """
+    for target in targets:
+        hard_negatives = target.hard_negatives
+        config = hard_negatives.config
+        is_drawn = (
+            config.sampling_strategy != "top"
+            or config.random_rate > 0
+            or bool({"random", "synthetic"} & set(config.quotas))
+            or (config.shortfall == "random" and hard_negatives.report.num_random > 0)
+        )
+        if not is_drawn:
+            logger.warning(
+                '`retriever` is not trained, and `sampling_strategy="top"` draws nothing, so that every refresh after the '
+                "first finds the same negatives again. Draw from what the retriever finds, with "
+                "`sampling_strategy=Softmax(0.05)` for example, schedule a field, or leave `retriever` out."
+            )
+            return
+
+
+def log_metrics(
+    metrics: dict[str, float], trainer: Trainer | None, state: TrainerState, control: TrainerControl
+) -> None:
+    """Put metrics into the trainer's log."""
+    if trainer is None:
+        state.log_history.append({**metrics, "step": state.global_step})
+        return
+    # Logging clears the flag, and with it the loss that is due to be logged at this very step.
+    due = control.should_log
+    trainer.log(metrics)
+    control.should_log = due

@@ -1,0 +1,203 @@
+"""From what a user hands in to what is mined: rows, corpus, pairs and task, and what is said of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from st_hardneg.arguments import (
+    check_num_topics,
+    check_sizes,
+    checked_config,
+    checked_cross_encoder,
+    checked_guide,
+    named_filters,
+    searcher_maker,
+)
+from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.numbering import Corpus, number_texts
+from st_hardneg.corpus.pairs import Pairs, pair_up
+from st_hardneg.corpus.rows import Rows, read_rows
+from st_hardneg.mining.task import Task
+from st_hardneg.sources.build import NamedSources, name_sources
+from st_hardneg.sources.synthetic import checked_synthetic
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Help:
+    """What a mining is helped by, and how fast it is: all that files cannot hold or need not.
+
+    Args:
+        cross_encoder: Rescores every candidate and positive.
+        guide: Another model, or a Guide.
+        searcher: A searcher for the corpus.
+        use_faiss: Search with FAISS's flat index.
+        extra_filters: Filters of the caller's.
+        batch_size: Texts encoded at once.
+        query_chunk_size: Queries searched and filtered at once.
+        corpus_chunk_size: Corpus texts compared at once in exact search.
+        num_topics: Cluster the anchors into so many topics.
+    """
+
+    cross_encoder: Any = None
+    guide: Any = None
+    searcher: Any = None
+    use_faiss: bool = False
+    extra_filters: Any = None
+    batch_size: int = 32
+    query_chunk_size: int = 512
+    corpus_chunk_size: int = 100_000
+    num_topics: int | None = None
+
+    def arguments_of_task(self) -> dict[str, Any]:
+        """Return these as arguments of a Task, checked.
+
+        Raises:
+            TypeError: If one is of the wrong kind.
+            ValueError: If one is out of range, or two contradict each other.
+            MissingExtraError: If one needs an extra that is not installed.
+        """
+        check_sizes(
+            batch_size=self.batch_size,
+            query_chunk_size=self.query_chunk_size,
+            corpus_chunk_size=self.corpus_chunk_size,
+        )
+        return {
+            "cross_encoder": checked_cross_encoder(self.cross_encoder),
+            "guide": checked_guide(self.guide),
+            "extra_filters": named_filters(self.extra_filters),
+            "make_searcher": searcher_maker(self.searcher, self.use_faiss, self.corpus_chunk_size),
+            "batch_size": self.batch_size,
+            "query_chunk_size": self.query_chunk_size,
+            "num_topics": self.num_topics,
+        }
+
+    def needs(self, named: NamedSources) -> list[str]:
+        """Name what a recipe was given that files cannot hold."""
+        needs = [name for name in ("cross_encoder", "searcher", "guide") if getattr(self, name) is not None]
+        return [
+            *needs,
+            *(f"extra_filters[{name!r}]" for name in named_filters(self.extra_filters)),
+            *(f"sources[{name!r}]" for name in named.own),
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Wrapped:
+    """What is mined.
+
+    Args:
+        rows: The rows as they were handed in.
+        corpus: The texts that can be a negative.
+        pairs: The queries and their positives.
+        config: Which negatives are wanted.
+        task: All of it as a mining takes it.
+        needs: What files cannot hold of it.
+    """
+
+    rows: Rows
+    corpus: Corpus
+    pairs: Pairs
+    config: MiningConfig
+    task: Task
+    needs: list[str]
+
+    @property
+    def num_positives(self) -> int:
+        """Distinct positives."""
+        return len(np.unique(self.corpus.identities[self.pairs.row_positive]))
+
+    @property
+    def num_found(self) -> int:
+        """How many of them the given corpus holds."""
+        positives = np.unique(self.corpus.identities[self.pairs.row_positive])
+        return int((positives < self.corpus.num_given).sum())
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.rows.anchor_name!r} -> {self.rows.positive_name!r}, {self.pairs.num_rows:,} rows",
+            f"{self.pairs.num_queries:,} queries",
+            f"{len(self.corpus):,} corpus texts",
+        ]
+        if self.corpus.num_given:
+            parts.append(f"{self.num_found:,} of {self.num_positives:,} positives found in the corpus")
+        if self.corpus.num_merged:
+            parts.append(f"{self.corpus.num_merged:,} texts count as the same as another one")
+        if self.pairs.largest_cluster:
+            parts.append(f"symmetric pairs, up to {self.pairs.largest_cluster:,} texts hang together")
+        if self.rows.wrong is not None:
+            parts.append(f"{len(self.rows.wrong):,} rows labelled wrong are given negatives")
+        if self.rows.negative_names:
+            parts.append(f"given negatives {list(self.rows.negative_names)}")
+        if self.rows.unused:
+            parts.append(f"not used: {list(self.rows.unused)}")
+        return ", ".join(parts)
+
+
+def wrap(
+    dataset: Any,
+    corpus: Any,
+    config: MiningConfig | None,
+    fields: Mapping[str, Any],
+    helpers: Help,
+    *,
+    anchor_column_name: str | None,
+    positive_column_name: str | None,
+    sources: Mapping[str, Any] | None,
+    metadata_filter: Any,
+    symmetric: bool | None,
+) -> Wrapped:
+    """Check and number what a user hands in; see :class:`~st_hardneg.HardNegativeDataset` for the arguments."""
+    recipe = checked_config(config, fields)
+    is_open = config is None and "num_negatives" not in fields
+    named = name_sources(sources, recipe, checked_synthetic, is_number_open=is_open)
+    rows = read_rows(dataset, anchor_column_name, positive_column_name, use_given=named.uses_given)
+    helping = helpers.arguments_of_task()
+    if helpers.num_topics is not None:  # before texts are written, which may take long
+        check_num_topics(helpers.num_topics, len({text for texts in rows.anchors.batches() for text in texts}))
+    given = rows.given_negatives() if named.uses_given else []
+    additions = named.additions(
+        anchors=rows.anchors if "anchors" in named.config.search_spaces else None,
+        given=[texts for _, texts in given],
+        metadata_filter=metadata_filter,
+    )
+    numbered = number_texts(rows.positives, corpus, identity=named.config.identity, additions=additions)
+    pairs = pair_up(rows.anchors, numbered, symmetric=symmetric, given_anchors=[anchors for anchors, _ in given])
+    task = Task(pairs, numbered.corpus, named.own, named.names, **helping)
+    wrapped = Wrapped(rows, numbered.corpus, pairs, named.config, task, helpers.needs(named))
+    _say_what_is_used(wrapped)
+    return wrapped
+
+
+def _say_what_is_used(wrapped: Wrapped) -> None:
+    """Say in one line what is used and what is not, and warn of what a user would hardly mean."""
+    rows, corpus, pairs, config = wrapped.rows, wrapped.corpus, wrapped.pairs, wrapped.config
+    logger.info(f"{wrapped} ({rows})")
+    if wasted := [name for name in rows.unused if name == "negative" or name.startswith("negative_")]:
+        logger.warning(
+            f'The given negatives in {wasted} are not used. Use them with `sources={{"dense": 2, "given": 1}}`, for '
+            "example, or remove the columns."
+        )
+    if pairs.num_unused_given:
+        logger.warning(
+            f"{pairs.num_unused_given:,} given negatives are not used, because their anchor has no positive."
+        )
+    missing = wrapped.num_positives - wrapped.num_found
+    if corpus.num_given and 2 * missing > wrapped.num_positives:
+        logger.warning(
+            f"{missing:,} of {wrapped.num_positives:,} positives are not in the corpus, in "
+            "whatever case, spacing or Unicode form, or with a title. If the corpus holds them in another form, they "
+            "will be mined as negatives: give both the same form."
+        )
+    for name, ids in corpus.parts.items():
+        if len(ids) < (quota := config.quotas.get(name, 0)):
+            logger.warning(
+                f"The source {name!r} has {len(ids):,} texts for a quota of {quota:,}: the other slots are left to "
+                f'`shortfall="{config.shortfall}"`. Lower the quota, or give it more texts.'
+            )
