@@ -182,7 +182,12 @@ class HardNegativeMiner:
         numbered = self._numbered.with_positives(TextColumn.of([*positives, *(positive for _, positive in others)]))
         pairs = pair_up(TextColumn.of([*anchors, *(anchor for anchor, _ in others)]), numbered)
         task = Task(
-            pairs, numbered.corpus, make_searcher=self._make_searcher, batch_size=self._batch_size, kept=self._kept
+            pairs,
+            numbered.corpus,
+            make_searcher=self._make_searcher,
+            batch_size=self._batch_size,
+            may_find_nothing=True,
+            kept=self._kept,
         )
         mining = mine(task, self._encoder, self.config)
         columns = {**batch, **self._columns(mining, pairs, numbered.corpus.texts, len(anchors))}

@@ -57,8 +57,8 @@ def mine(
         between_chunks: Called after every chunk of queries.
 
     Raises:
-        MiningError: If not one negative is found, an embedding is not finite, or a query gets too few and
-            ``shortfall="error"``.
+        MiningError: If not one negative is found and the task does not allow it, an embedding is not finite, or a query
+            gets too few and ``shortfall="error"``.
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
@@ -80,7 +80,8 @@ def mine(
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, judge, refresh, earlier, must_fill, task.query_chunk_size)
     negatives = negatives.stamped(step)
-    require_any(negatives, story.tally, task)
+    if not task.may_find_nothing:
+        require_any(negatives, story.tally, task)
     watch.lap("rest")
     watch.move("rest", "search", story.search_seconds)
     recall = _recall(task, shop, sources)
