@@ -1,4 +1,4 @@
-"""HardNegativeDataset: views that follow, copies that do not, columns, disk and Hub."""
+"""HardNegativeDataset: views that follow, copies that do not, columns, disk and Hub, bad input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, NotMinedError
+from st_hardneg.files.tables import read_table, write_table
 from st_hardneg.search import ExactSearcher
 from tests.conftest import WORDS, random_texts, whole, word_model
 
@@ -155,10 +156,9 @@ def test_weights_come_from_the_column_of_that_name(bag_of_words, word_pairs):
 
 
 def test_a_renamed_column_is_an_error_that_says_what_to_do(mined):
-    """The view cannot know what a renamed column was."""
-    view = mined.as_dataset().rename_column("anchor", "query")
-    with pytest.raises(ValueError, match="Rename or cast columns before the dataset is wrapped"):
-        view[0]
+    """Trainer and mining find it by its name."""
+    with pytest.raises(ValueError, match=r"Rename columns before the dataset is wrapped, or rename those of a copy"):
+        mined.as_dataset().rename_column("anchor", "query")
 
 
 def test_columns_that_map_adds_or_replaces_stay_as_they_are(mined):
@@ -171,10 +171,10 @@ def test_columns_that_map_adds_or_replaces_stay_as_they_are(mined):
 
 def test_a_pickled_view_reads_without_its_owner(mined):
     """What travels to a worker is the texts and the table, not the dataset that mines."""
-    transform = mined.as_dataset()._format_kwargs["transform"]
-    other = pickle.loads(pickle.dumps(transform))
-    assert other.owner is None and transform.owner is mined
-    assert other({"negative_1": [0, 5]}) == transform({"negative_1": [0, 5]})
+    view = mined.as_dataset()
+    other = pickle.loads(pickle.dumps(view))
+    assert other.data.view.owner is None and view.data.view.owner is mined
+    assert other[:] == view[:]
 
 
 # --- what a refresh does with slots that it cannot fill ---------------------------------------------------------------
@@ -343,11 +343,10 @@ def test_damaged_files_are_refused(mined, tmp_path, damage):
         content.update({"config": {"num_negatives": -1}} if damage == "field" else {"format": 99})
         state.write_text(json.dumps(content), encoding="utf-8")
     elif damage == "ids":
-        negatives = load_from_disk(str(path / "negatives"))
-        broken = negatives.map(lambda row: {"negative_ids": [10_000] * 3}, features=negatives.features)
-        broken.save_to_disk(str(tmp_path / "broken"))
-        os.rename(path / "negatives", tmp_path / "old")
-        os.rename(tmp_path / "broken", path / "negatives")
+        negatives = read_table(str(path), "negatives")
+        place = negatives.column_names.index("ids")
+        beyond = pa.array([[10_000] * 3] * len(negatives), negatives.schema.field("ids").type)
+        write_table(str(path), "negatives", negatives.set_column(place, "ids", beyond))
     else:
         pairs = load_from_disk(str(path / "pairs")).map(lambda row: {"positive": row["positive"] + "!"})
         pairs.save_to_disk(str(tmp_path / "broken"))
@@ -443,8 +442,8 @@ PAIRS = {"query": ["a", "b"], "answer": ["c", "d"]}
             PAIRS,
             {"corpus": "x"},
             TypeError,
-            "Expected `corpus` to be a list of texts, a `datasets.Dataset` or None, got str. Turn it into one of "
-            "these.",
+            "Expected `corpus` to be a list of texts, `{id: text}`, a `datasets.Dataset` or None, got the single text 'x'. "
+            "Put it into a list: `[text]`.",
         ),
         (
             {**PAIRS, "weight": [1.0, -1.0]},
@@ -454,7 +453,7 @@ PAIRS = {"query": ["a", "b"], "answer": ["c", "d"]}
         ),
         (
             PAIRS,
-            {"searcher": ExactSearcher(), "config": MiningConfig(use_faiss=True)},
+            {"searcher": ExactSearcher(), "use_faiss": True},
             ValueError,
             "Expected either a `searcher` or `use_faiss=True`, got both. Leave one of them out.",
         ),
@@ -476,7 +475,7 @@ def test_other_kinds_of_datasets_are_refused(word_pairs, bag_of_words):
         HardNegativeDataset(word_pairs.to_iterable_dataset())
     with pytest.raises(TypeError, match="got list"):
         HardNegativeDataset([1])
-    with pytest.raises(TypeError, match="Expected a SentenceTransformer model, got int"):
+    with pytest.raises(TypeError, match=r"Expected a SentenceTransformer model, or an object with .*, got int"):
         HardNegativeDataset(word_pairs).mine(3)
 
 
@@ -505,7 +504,7 @@ def test_a_missing_extra_is_named(word_pairs, monkeypatch):
 
     monkeypatch.setattr(errors, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "st-hardneg\[faiss\]"'):
-        HardNegativeDataset(word_pairs, config=MiningConfig(use_faiss=True))
+        HardNegativeDataset(word_pairs, use_faiss=True)
 
 
 def test_a_searcher_that_breaks_its_promise_is_refused(bag_of_words, word_pairs):
@@ -526,7 +525,7 @@ def test_a_searcher_that_breaks_its_promise_is_refused(bag_of_words, word_pairs)
         (torch.full((1, 5), 999), torch.zeros(1, 5), "ids in"),
         (torch.zeros(1, 5).long(), torch.full((1, 5), math.nan), "NaN"),
     ):
-        hard_negatives = HardNegativeDataset(word_pairs, searcher=Broken(ids, scores))
+        hard_negatives = HardNegativeDataset(word_pairs, config=MiningConfig(), searcher=Broken(ids, scores))
         with pytest.raises(ValueError, match=message):
             hard_negatives.mine(bag_of_words, show_progress_bar=False)
 
@@ -541,7 +540,7 @@ def test_negative_ids_are_copies(mined):
 # --- found by people who tried to break it ----------------------------------------------------------------------------
 
 
-def test_an_extra_filter_cannot_take_the_place_of_a_rule(word_pairs):
+def test_an_extra_filter_cannot_take_the_place_of_a_rule(bag_of_words, word_pairs):
     """A filter named like a rule would switch it off; two filters of one name are both kept."""
 
     def positive(candidates, corpus):
@@ -550,7 +549,10 @@ def test_an_extra_filter_cannot_take_the_place_of_a_rule(word_pairs):
     with pytest.raises(ValueError, match="that no rule of this package has, got 'positive'"):
         HardNegativeDataset(word_pairs, extra_filters=positive)
     same = [lambda c, _: c.corpus_ids % 2 == 0, lambda c, _: c.corpus_ids % 3 == 0]
-    assert list(HardNegativeDataset(word_pairs, extra_filters=same).extra_filters) == ["<lambda>", "<lambda>#2"]
+    both = HardNegativeDataset(word_pairs, config=MiningConfig(num_negatives=1), extra_filters=same)
+    removed = both.mine(bag_of_words, show_progress_bar=False).removed
+    assert list(removed)[-2:] == ["<lambda>", "<lambda>#2"]
+    assert {number % 6 for number in both.negative_ids.flatten().tolist() if number >= 0} == {0}
     with pytest.raises(TypeError, match="Expected `extra_filters` to be a function, a list"):
         HardNegativeDataset(word_pairs, extra_filters=5)
 
@@ -563,12 +565,14 @@ def test_columns_of_one_s_own_beside_a_view_stay_what_they_are(mined):
     assert mined.as_dataset().map(lambda row, i: {"idx": i}, with_indices=True)[0]["idx"] == 0
 
 
-def test_a_cast_column_is_an_error(mined):
-    """Row numbers never pass for texts."""
+def test_a_cast_column_holds_texts(mined, word_pairs):
+    """Row numbers never pass for texts: a cast column is a snapshot of them, or refused."""
     from datasets import Value
 
-    with pytest.raises(ValueError, match="got 'anchor' renamed or cast"):
-        mined.as_dataset().cast_column("anchor", Value("string"))[3]
+    cast = mined.as_dataset().cast_column("anchor", Value("large_string"))
+    assert cast["anchor"][:] == word_pairs["anchor"][:]
+    with pytest.raises(pa.ArrowInvalid, match="Failed to parse string: 'w"):
+        mined.as_dataset().cast_column("anchor", Value("int64"))
 
 
 @pytest.mark.parametrize("name", ["negative", "negative_1", "label", "scores"])
@@ -592,7 +596,7 @@ def test_a_mining_of_another_dataset_is_refused(mined, bag_of_words, word_pairs)
     """Its shape gives it away."""
     other = HardNegativeDataset(word_pairs.select(range(20)), config=MiningConfig(num_negatives=3))
     with pytest.raises(MiningError, match=r"Expected negatives of shape \(48, 3\), got \(20, 3\)"):
-        mined.apply_mining(other.compute_mining(bag_of_words, show_progress_bar=False))
+        mined.live.apply(other.compute_mining(bag_of_words, show_progress_bar=False))
 
 
 @pytest.mark.parametrize("failing_calls", [(1,), (2,), (2, 3)])

@@ -70,7 +70,7 @@ def mine(
     )
     sources = build_sources(shop)
     rank = _rank(task, config, scoring, shop, sources)
-    doubt = _doubt(rank, previous)
+    doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
     earlier = None if previous is None else previous.recoded(task.source_names).negatives
     coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
@@ -145,7 +145,7 @@ def _rank(
     task: Task, config: MiningConfig, scoring: Scoring, shop: Workshop, sources: dict[str, Source]
 ) -> float | None:
     """Return the typical rank of the right answer, where a bound follows it."""
-    if not has_adaptive_bounds(config):
+    if task.doubt is not None or not has_adaptive_bounds(config):
         return None
     from st_hardneg.mining.trust import typical_rank
 
