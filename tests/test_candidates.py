@@ -91,7 +91,9 @@ def test_only_new_negatives_are_stamped():
     """Those from before keep the step and the similarity of then; an empty slot has neither."""
     now = torch.tensor([[0.5, 0.25, -math.inf]])
     first = torch.tensor([[0.75, -math.inf, -math.inf]])
-    stamped = table([4, 5, -1], similarities=now, first_similarities=first, steps=torch.tensor([[3, -1, -1]])).stamped(9)
+    stamped = table([4, 5, -1], similarities=now, first_similarities=first, steps=torch.tensor([[3, -1, -1]])).stamped(
+        9
+    )
     assert stamped.steps.tolist() == [[3, 9, -1]]
     assert stamped.first_similarities.tolist() == [[0.75, 0.25, -math.inf]]
 

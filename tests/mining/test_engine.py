@@ -105,9 +105,7 @@ def test_chunking_changes_nothing(bag_of_words, word_pairs, strategy):
     results = []
     for chunks in ((1, 7), (5, 100_000), (512, 3)):
         config = MiningConfig(sampling_strategy=strategy, range_max=20)
-        found = HardNegativeDataset(
-            word_pairs, config=config, query_chunk_size=chunks[0], corpus_chunk_size=chunks[1]
-        )
+        found = HardNegativeDataset(word_pairs, config=config, query_chunk_size=chunks[0], corpus_chunk_size=chunks[1])
         found.mine(bag_of_words, show_progress_bar=False)
         results.append(found.negative_ids)
     assert (results[0] == results[1]).all() and (results[0] == results[2]).all()

@@ -62,5 +62,3 @@ def test_a_guide_is_asked_for_again_when_loading(tmp_path):
     for hard_negatives in (found, loaded):
         hard_negatives.mine(Model(by_seed(2)), show_progress_bar=False)
     assert (loaded.negative_ids == found.negative_ids).all() and loaded.report.removed["guide"] > 0
-
-

@@ -65,5 +65,3 @@ def test_raw_windows_are_those_of_flagembedding(window, expected):
     angles = [[int(text.split()[1].rstrip("°")) for text in texts] for texts in texts_of(found)]
     assert [angles[0], angles[1], angles[3]] == expected and angles[2] == angles[1]
     assert found.report.num_missing == 3 * (stop - start) - sum(map(len, expected))
-
-

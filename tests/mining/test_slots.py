@@ -142,5 +142,3 @@ def test_kept_negatives_count_in_the_quota_of_their_source():
             assert Counter(names) == {"dense": 3, "web": 2, "random": 1}
         assert all(len(set(row)) == 6 for row in found.negative_ids.tolist())
         assert (found.report.num_carried_over > 0) == (seed > 0)
-
-

@@ -570,5 +570,3 @@ def check_rows(found: HardNegativeDataset, model: Model, problem: dict, options:
                 assert score <= lowest - abs(lowest) * options["relative_margin"] + 1e-5
             if problem["is_filtered"] and name not in ("anchors", "random", "web", "own"):
                 assert same(text) in allowed
-
-

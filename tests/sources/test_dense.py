@@ -137,5 +137,3 @@ def test_three_of_two_spaces_equal_a_loop(options):
                 scores = {one: model.score(anchor, f"{('point', 'counter')[one[0]]} {one[1]}") for one in others}
                 kept = [one for one in others if options.get("min_score", -9) <= scores[one] <= bound]
                 assert negatives == sorted(kept, key=lambda one: -scores[one])[:3]
-
-

@@ -116,5 +116,3 @@ def test_a_missing_extra_is_named(monkeypatch):
         mined(LEXICAL_ROWS, Untouchable(), FRUIT, sources={"dense": 2, "lexical": 1})
     with pytest.raises(MissingExtraError, match=message):
         HardNegativeMiner(Untouchable(), FRUIT, MiningConfig(num_negatives=1, sources={"lexical": 1}))
-
-

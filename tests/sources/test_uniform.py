@@ -60,9 +60,7 @@ def test_random_draws_are_uniform_over_what_is_allowed():
     """First a space, then one of its texts; again where it is filtered, the anchor, a positive or a copy of one."""
     rows = [(f"a{i} {20 * i}°", f"p{i} {20 * i + 7}°") for i in range(4)]
     corpus = [p for _, p in rows] + [f"d{i} {15 * i}°" for i in range(6)] + ["bad 1°", "bad 2°", " P0  7°", "A1 20°"]
-    found = wrapped(
-        rows, corpus, num_negatives=1, search_spaces=BOTH, random_rate=1.0, exclude_pattern="bad", seed=1
-    )
+    found = wrapped(rows, corpus, num_negatives=1, search_spaces=BOTH, random_rate=1.0, exclude_pattern="bad", seed=1)
     counts: Counter[tuple[int, str]] = Counter()
     for _ in range(100):
         found.mine(Model(by_angle), show_progress_bar=False)
@@ -125,5 +123,3 @@ def test_draws_never_bring_a_text_that_stays(rate):
     hard_negatives.mine(other_model(0), show_progress_bar=False)
     ids = hard_negatives.negative_ids
     assert (ids >= 220).all() and (ids < 223).all() and (ids[:, 0] != ids[:, 1]).all()
-
-

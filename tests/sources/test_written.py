@@ -15,9 +15,7 @@ def test_synthetic_negatives_come_from_the_own_positives_only():
     def write(positives):
         return [[f"{how} {text}" for how in ("not", "no", "never")] for text in positives]
 
-    found = mined(
-        rows, Model(by_angle), None, num_negatives=5, sources={"synthetic": Written(write, 5)}
-    )
+    found = mined(rows, Model(by_angle), None, num_negatives=5, sources={"synthetic": Written(write, 5)})
     own = {f"{how} {text}" for text in ("p 40°", "s 50°") for how in ("not", "no", "never")}
     assert len(set(texts_of(found)[0])) == 5 and set(texts_of(found)[0]) < own
     assert texts_of(found)[1] == texts_of(found)[0]
@@ -87,5 +85,3 @@ def test_identity_length_and_pattern_hold_for_synthetic_texts():
     assert texts_of(found)[0][0] == "in corpus 60°"
     assert sorted(same(text) for text in texts_of(found)[0][1:]) == ["one two 40°", "three four 50°"]
     assert found.report.num_missing == 2
-
-
