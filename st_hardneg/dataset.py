@@ -17,7 +17,7 @@ from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import training_encodings
 from st_hardneg.export import MinedDataset
-from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
 from st_hardneg.report import MiningReport
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(MinedDataset):
+class HardNegativeDataset(FromLayouts, MinedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -120,35 +120,6 @@ class HardNegativeDataset(MinedDataset):
         )
         wrapped = self._wrapped
         self.live = LiveNegatives(wrapped.pairs, wrapped.corpus, wrapped.config.num_negatives)
-
-    @classmethod
-    def from_beir(
-        cls,
-        corpus: BeirTable,
-        queries: BeirTable,
-        qrels: BeirTable,
-        config: MiningConfig | None = None,
-        *,
-        title_separator: str = ". ",
-        **options: Any,
-    ) -> HardNegativeDataset:
-        """Wrap a labelled retrieval set in BEIR's layout.
-
-        Args:
-            corpus: ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``; as a path (also ``.gz``), a list of
-                dictionaries or a Dataset.
-            queries: ``queries.jsonl``: rows of ``_id`` and ``text``.
-            qrels: ``qrels/train.tsv``: rows of ``query-id``, ``corpus-id`` and ``score``. Grades are kept in the column
-                ``score`` and, as a share of the highest, in ``weight``; judgements of 0 are no positives.
-            config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
-            title_separator: What stands between title and text of a document.
-            **options: Further arguments of :class:`HardNegativeDataset`.
-
-        Raises:
-            ValueError: If a table lacks a column or repeats an id, or no judgement names ids of both tables.
-        """
-        pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
-        return cls(pairs, documents, config, **options)
 
     def __len__(self) -> int:
         return self._wrapped.pairs.num_rows

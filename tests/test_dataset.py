@@ -226,8 +226,8 @@ PAIRS = {"query": ["a", "b"], "answer": ["c", "d"]}
             PAIRS,
             {"corpus": "x"},
             TypeError,
-            "Expected `corpus` to be a list of texts, `{id: text}`, a `datasets.Dataset` or None, got the single text 'x'. "
-            "Put it into a list: `[text]`.",
+            "Expected `corpus` to be a list of texts, `{id: text}`, a `datasets.Dataset` or None, got the single "
+            "text 'x'. Put it into a list: `[text]`.",
         ),
         (
             {**PAIRS, "weight": [1.0, -1.0]},
