@@ -43,11 +43,11 @@ def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[
 
 def docstrings_below(folder: str) -> Iterator[str]:
     """Yield the docstrings of all modules in a folder and below."""
-    for folder, subfolders, files in os.walk(folder):
+    for place, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED)
         for file in sorted(files):
             if file.endswith(".py"):
-                yield from _docstrings_of(os.path.join(folder, file))
+                yield from _docstrings_of(os.path.join(place, file))
 
 
 def _docstrings_of(path: str) -> Iterator[str]:
