@@ -15,7 +15,7 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.encoders.prompts import training_encodings
+from st_hardneg.encoders.prompts import training_encodings, with_texts
 from st_hardneg.export import MinedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
@@ -209,7 +209,7 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
             model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
         )
         self.live.apply(mining)
-        self.live.encodings = encodings
+        self.live.encodings = with_texts(model, encodings)
         self.live.publish_topics()
         return mining.report
 

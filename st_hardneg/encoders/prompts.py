@@ -72,6 +72,15 @@ def prompt_text(model: Any, encoding: Encoding) -> str:
     return prompts.get(name) or ""
 
 
+def with_texts(model: Any, encodings: Encodings) -> Encodings:
+    """Return the same with the texts of the prompts, as this model finds them, in place of their names."""
+
+    def resolved(encoding: Encoding) -> Encoding:
+        return replace(encoding, prompt=prompt_text(model, encoding), prompt_name=None)
+
+    return Encodings(resolved(encodings.queries), resolved(encodings.corpus))
+
+
 def for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:
     """Look a column up in one of the trainer's settings: a string, by column, by dataset, or by dataset and column.
 
