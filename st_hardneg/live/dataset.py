@@ -110,7 +110,8 @@ class LiveDataset(Dataset):
             if same:
                 table = rows.with_columns(mapped.column_names, mapped.data.select(others) if others else None)
                 hosts.replace_table(mapped, table.replace_schema_metadata(mapped.data.schema.metadata))
-        return _live(mapped)
+        mapped = _live(mapped)
+        return mapped.with_all_slots(False) if isinstance(mapped, LiveDataset) and whole is not self else mapped
 
     def sort(self, column_names: str | list[str], *args: Any, **kwargs: Any) -> Dataset:
         """Sort by columns as they are now, as ``Dataset.sort`` does."""
@@ -149,14 +150,14 @@ class LiveDataset(Dataset):
         hosts.set_fingerprint(result, hosts.generate_random_fingerprint())
         return result
 
-    def with_all_slots(self) -> LiveDataset:
-        """Return the dataset with the negatives that a schedule does not show yet."""
+    def with_all_slots(self, all_slots: bool = True) -> LiveDataset:
+        """Return the dataset with or without the negatives that a schedule does not show yet."""
         rows = self.data
-        if not isinstance(rows, LiveRows) or rows.all_slots:
+        if not isinstance(rows, LiveRows) or rows.all_slots == all_slots:
             return self
-        whole = copy.copy(self)
-        hosts.replace_table(whole, rows.everything())
-        return whole
+        changed = copy.copy(self)
+        hosts.replace_table(changed, rows.everything(all_slots))
+        return changed
 
 
 def _live(dataset: Dataset) -> Dataset:
@@ -167,7 +168,7 @@ def _live(dataset: Dataset) -> Dataset:
     indices = hosts.row_indices(dataset)
     if indices is not None:
         rows = rows.gather(indices)
-    hosts.replace_table(dataset, rows.everything(False))
+    hosts.replace_table(dataset, rows)
     dataset.__class__ = LiveDataset
     return dataset
 

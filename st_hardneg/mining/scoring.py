@@ -198,9 +198,9 @@ class Scoring:
     def _comparison(self, groups: Tensor, corpus_ids: Tensor, num_pairs: int) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function from positives, one for each of some rows, to their similarities with the rows' candidates.
 
-        Where few texts are candidates of many queries, all of them are compared with all positives in one product, which is many
-        times as fast as going pair by pair; where candidates hardly overlap, it would be wasted on pairs that nobody asked
-        for.
+        Where few texts are candidates of many queries, all of them are compared with all positives in one product, which
+        is many times as fast as going pair by pair; where candidates hardly overlap, it would be wasted on pairs that
+        nobody asked for.
 
         Args:
             groups: int64: the groups of the queries, each once.

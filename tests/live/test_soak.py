@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from st_hardneg import HardNegativeDataset, MiningConfig
-from st_hardneg.mining.engine import Mining
-from st_hardneg.report import MiningReport, summarize
+from st_hardneg.corpus.texts import TextColumn
+from st_hardneg.live.table import NegativeTable
+from st_hardneg.live.view import LiveView
+from tests.live.views import dataset_of
 
 ROWS, WIDTH, BATCH = 5_000, 3, 500
 
@@ -26,33 +25,11 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-FIGURES = summarize(torch.zeros(1))
-EMPTY_REPORT = MiningReport(
-    **dict.fromkeys(MiningReport.__dataclass_fields__, 0)
-    | {key: {} for key in ("removed", "removed_alone", "hardness", "seconds", "config", "sources", "in_force")}
-    | dict.fromkeys(("step", "churn", "peak_memory_mb", "stage", "stage_number"), None)
-    | {"scores": dict.fromkeys(("positive", "negative", "difference"), FIGURES), "similarity": "cosine"}
-)
-
-
-def mining_of(round_number: int) -> Mining:
-    """Return a mining in which every slot of every row holds the text of this round."""
-    ids = np.full((ROWS, WIDTH), round_number, dtype=np.int64)
-    zeros = np.zeros((ROWS, WIDTH), dtype=np.float32)
-    ones = np.ones((ROWS, WIDTH), dtype=np.int8)
-    return Mining(
-        negative_ids=ids,
-        negative_scores=zeros,
-        chosen_by=zeros,
-        ranks=ids,
-        origin=ones,
-        sources=ones,
-        source_scores=zeros,
-        steps=ids,
-        first_scores=zeros,
-        positive_scores=zeros[:, 0],
-        report=EMPTY_REPORT,
-    )
+def ids_of_round(number: int) -> np.ndarray:
+    """Return a table in which every slot of every row holds the text of this round, every second row a stand-in."""
+    ids = np.full((ROWS, WIDTH), number, dtype=np.int64)
+    ids[::2] = -ids[::2] - 2
+    return ids
 
 
 def shared_memory() -> set[str]:
@@ -76,14 +53,18 @@ class Summary:
 )
 def test_soak(refreshes, workers, rows):
     """Writers and readers at full speed; counted afterwards: torn batches, processes, files, shared memory, growth."""
-    pairs = Dataset.from_dict(
-        {"anchor": [f"anchor {i}" for i in range(ROWS)], "positive": [f"positive {i}" for i in range(ROWS)]}
+    view = LiveView(
+        TextColumn.of([f"anchor {i}" for i in range(ROWS)]),
+        TextColumn.of([f"positive {i}" for i in range(ROWS)]),
+        TextColumn.of([f"round {number}" for number in range(refreshes + 1)]),
+        NegativeTable(ids_of_round(0)),
+        "anchor",
+        "positive",
+        *(np.zeros(ROWS, dtype=np.int64),) * 3,
     )
-    corpus = [f"round {number}" for number in range(refreshes + 1)]
-    hard_negatives = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=WIDTH))
-    hard_negatives.apply_mining(mining_of(0))
+    dataset = dataset_of(view)
     loader = DataLoader(
-        hard_negatives.as_dataset(),
+        dataset,
         batch_size=BATCH,
         num_workers=workers,
         persistent_workers=True,
@@ -95,7 +76,7 @@ def test_soak(refreshes, workers, rows):
 
     def write() -> None:
         for number in range(1, refreshes + 1):
-            hard_negatives.apply_mining(mining_of(number))
+            view.table.write(ids_of_round(number))
             done.wait(0.002)
 
     for count, is_torn in loader:  # workers are up before anything is measured
@@ -115,7 +96,7 @@ def test_soak(refreshes, workers, rows):
     assert torn == 0 and read >= rows
     assert len(os.listdir("/proc/self/fd")) <= files + 2 and shared_memory() <= shared
     assert growth < 0.02
-    assert {row["negative_1"] for row in hard_negatives.as_dataset().select(range(20))} == {f"round {refreshes}"}
+    assert {row["negative_1"] for row in dataset.select(range(20))} == {f"round {refreshes}"}
     del loader
     gc.collect()
     assert not multiprocessing.active_children()

@@ -79,6 +79,28 @@ def test_the_memory_is_shared_and_begins_with_zeros():
     assert table._ids[1].tolist() == [[0, 0], [0, 0]]
 
 
+def test_stand_ins_take_as_many_bits_as_the_corpus_needs():
+    """The stand-in of text x is -x - 2: two ids less fit into four bytes, whatever the first mining has chosen."""
+    few = np.zeros((1, 1), dtype=np.int64)
+    assert str(NegativeTable(few, num_texts=2**31 - 1)._ids.dtype) == "int32"
+    assert str(NegativeTable(few, num_texts=2**31)._ids.dtype) == "int64"
+    table = NegativeTable(few, num_texts=2**31)
+    table.write(few - 2**31 - 1)
+    assert table.read(np.array([0])).tolist() == [[-(2**31) - 1]]
+
+
+def test_ids_that_do_not_fit_are_refused():
+    """A larger id than the table was made for is not cut to its last 32 bits."""
+    table = NegativeTable(np.zeros((1, 1), dtype=np.int64))
+    message = (
+        "Expected ids that fit the table's int32, got one up to 2,147,483,648. Tell NegativeTable the size of the corpus "
+        "with `num_texts`."
+    )
+    with pytest.raises(ValueError, match=whole(message)):
+        table.write(np.full((1, 1), 2**31))
+    assert table.generation == 0 and table.read(np.array([0])).tolist() == [[0]]
+
+
 @pytest.fixture
 def no_shared_memory(monkeypatch, tmp_path):
     """Shared memory is too small; files for it come into the test's folder."""
