@@ -15,19 +15,22 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.encoders.prompts import training_encodings
 from st_hardneg.export import MinedDataset
-from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
 from st_hardneg.report import MiningReport
 from st_hardneg.wrapping import Help, Wrapped, wrap
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from st_hardneg.mining.filters import ExtraFilter
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(MinedDataset):
+class HardNegativeDataset(FromLayouts, MinedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -118,35 +121,6 @@ class HardNegativeDataset(MinedDataset):
         wrapped = self._wrapped
         self.live = LiveNegatives(wrapped.pairs, wrapped.corpus, wrapped.config.num_negatives)
 
-    @classmethod
-    def from_beir(
-        cls,
-        corpus: BeirTable,
-        queries: BeirTable,
-        qrels: BeirTable,
-        config: MiningConfig | None = None,
-        *,
-        title_separator: str = ". ",
-        **options: Any,
-    ) -> HardNegativeDataset:
-        """Wrap a labelled retrieval set in BEIR's layout.
-
-        Args:
-            corpus: ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``; as a path (also ``.gz``), a list of
-                dictionaries or a Dataset.
-            queries: ``queries.jsonl``: rows of ``_id`` and ``text``.
-            qrels: ``qrels/train.tsv``: rows of ``query-id``, ``corpus-id`` and ``score``. Grades are kept in the column
-                ``score`` and, as a share of the highest, in ``weight``; judgements of 0 are no positives.
-            config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
-            title_separator: What stands between title and text of a document.
-            **options: Further arguments of :class:`HardNegativeDataset`.
-
-        Raises:
-            ValueError: If a table lacks a column or repeats an id, or no judgement names ids of both tables.
-        """
-        pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
-        return cls(pairs, documents, config, **options)
-
     def __len__(self) -> int:
         return self._wrapped.pairs.num_rows
 
@@ -199,12 +173,23 @@ class HardNegativeDataset(MinedDataset):
 
     # --- mining -------------------------------------------------------------------------------------------------------
 
-    def mine(self, model: Any, *, semi_hard_margin: float = 0.2, show_progress_bar: bool = True) -> MiningReport:
+    def mine(
+        self,
+        model: Any,
+        *,
+        args: TrainingArguments | None = None,
+        dataset_name: str | None = None,
+        semi_hard_margin: float = 0.2,
+        show_progress_bar: bool = True,
+    ) -> MiningReport:
         """Mine negatives with the model as it is now, in place. Live views show them at once.
 
         Args:
             model: The model to search with: a SentenceTransformer, or an object with ``encode_query`` and
                 ``encode_document``.
+            args: Training arguments, whose prompts and routes are then used, as refreshes in that training use them;
+                those of the recipe come first. None: the recipe's prompts, or else the model's own.
+            dataset_name: The trainer's name for this dataset, if it trains on several and ``args`` go by name.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives; changes no result.
             show_progress_bar: Whether to show progress.
 
@@ -216,7 +201,10 @@ class HardNegativeDataset(MinedDataset):
                 query has too few. The earlier negatives stay as they were.
             ValueError: If the model's similarity cannot be searched by.
         """
-        encodings = Encodings.from_config(self.config, self.batch_size)
+        if args is None:
+            encodings = Encodings.from_config(self.config, self.batch_size)
+        else:
+            encodings = training_encodings(self, args, dataset_name)
         mining = self.compute_mining(
             model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
         )

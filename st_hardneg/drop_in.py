@@ -188,6 +188,7 @@ def mine_hard_negatives(
             batch_size=batch_size,
             query_chunk_size=min(faiss_batch_size, _MAX_QUERY_CHUNK),
             include_positives=include_positives,
+            may_find_nothing=True,
             reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
         )
         mining = mine(task, _encoder(model, encodings, cache_folder, say), config, show_progress_bar=True)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from datasets import Dataset
 
 from st_hardneg.candidates import Mining
@@ -19,7 +18,6 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import NotMinedError
 from st_hardneg.files.save import SavedState, read, save
-from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
 from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
 from st_hardneg.mining.task import Task
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="MinedDataset")
-
-_ROWS_AT_ONCE = 1_000_000
 
 
 class MinedDataset:
@@ -225,15 +221,7 @@ class MinedDataset:
         loaded.live = LiveNegatives(saved.pairs, saved.corpus, saved.config.num_negatives)
         mining = None if saved.mining is None else saved.mining.recoded(named.names)
         loaded.live.load(mining, saved.num_minings, saved.live_rows)
-        if saved.mining is not None and loaded._holds_positives(saved.mining):
-            raise damaged(path, "a negative is a known positive of its anchor, or the anchor itself")
         return loaded
-
-    def _holds_positives(self, mining: Mining) -> bool:
-        """Tell whether any negative is known to be a right answer; a million queries at once take little memory."""
-        known, ids = self._wrapped.pairs.known, mining.negatives.ids
-        chunks = torch.arange(len(ids)).split(_ROWS_AT_ONCE)
-        return any(bool(known.contains(some, ids[some]).any()) for some in chunks)
 
     def push_to_hub(
         self,

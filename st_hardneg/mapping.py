@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, List, Value
 
@@ -13,6 +15,7 @@ from st_hardneg.arguments import checked_config, searcher_maker
 from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.identity import IDENTITIES
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import TextColumn, check_text_column
@@ -22,7 +25,10 @@ from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprin
 from st_hardneg.encoders.vectors import stacked
 from st_hardneg.hosts import pklregister, weights_versions
 from st_hardneg.mining.engine import mine
+from st_hardneg.mining.filters import has_adaptive_bounds
 from st_hardneg.mining.task import Task
+from st_hardneg.mining.trust import sampled_queries
+from st_hardneg.sources.build import require_extras
 
 
 class HardNegativeMiner:
@@ -97,6 +103,7 @@ class HardNegativeMiner:
         self.positive_column_name = positive_column_name or (known.positive_column_name if known is not None else None)
         self._key_of = IDENTITIES[self.config.identity]
         self._positives_of = self._positives_by_anchor(known)
+        self._cluster_of = self._clusters_by_text(known)
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
         self._versions = weights_versions(model)
@@ -104,7 +111,10 @@ class HardNegativeMiner:
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
         shards = self._encoder.corpus(texts, show_progress_bar=True)
+        self._text_clusters: torch.Tensor | None = None
+        self._doubt: float | None = None
         self._kept: dict[str, Any] = {"searched vectors": stacked(shards, len(texts)), "keeps_searcher": True}
+        self._doubt = self._settled_doubt(known)
         self.fingerprint = self._make_fingerprint()
 
     def map(self, dataset: Any, batch_size: int = 1000, **options: Any) -> Any:
@@ -133,12 +143,70 @@ class HardNegativeMiner:
             found.setdefault(self._key_of(anchor), {})[positive] = None
         return {key: list(texts) for key, texts in found.items()}
 
+    def _clusters_by_text(self, known: HardNegativeDataset | None) -> dict[bytes, int]:
+        """Return what hangs together by pairs, where pairs are symmetric."""
+        clusters = None if known is None else known.known_positives.text_clusters
+        if known is None or clusters is None:
+            return {}
+        ids = np.flatnonzero(clusters.numpy() >= 0)
+        texts = known.corpus.texts.take(ids)
+        found = {self._key_of(text): int(clusters[number]) for text, number in zip(texts, ids, strict=True)}
+        for anchor, positive in known.known_pairs():
+            found[self._key_of(anchor)] = found[self._key_of(positive)]
+        return found
+
+    def _settled_doubt(self, known: HardNegativeDataset | None) -> float | None:
+        """Return the strength of adaptive bounds: a batch by itself says too little, and each would say something else."""
+        if not has_adaptive_bounds(self.config):
+            return None
+        if known is None:
+            return 1.0
+        anchors = list(dict.fromkeys(anchor for anchor, _ in known.known_pairs()))
+        sample = [anchors[query] for query in sampled_queries(len(anchors)).tolist()]
+        rows = [(anchor, text) for anchor in sample for text in self._positives_of[self._key_of(anchor)]]
+        task = self._task([anchor for anchor, _ in rows], [text for _, text in rows])
+        return mine(task, self._encoder, replace(self.config, shortfall="drop")).report.doubt
+
+    def _task(self, anchors: list[str], positives: list[str]) -> Task:
+        """Return the mining of these rows."""
+        numbered = self._numbered.with_positives(TextColumn.of(positives))
+        pairs = pair_up(TextColumn.of(anchors), numbered)
+        if self._cluster_of:
+            pairs = replace(pairs, known=self._with_clusters(pairs, numbered.corpus.texts))
+        return Task(
+            pairs,
+            numbered.corpus,
+            make_searcher=self._make_searcher,
+            batch_size=self._batch_size,
+            may_find_nothing=True,
+            doubt=self._doubt,
+            kept=self._kept,
+        )
+
+    def _with_clusters(self, pairs: Pairs, texts: TextColumn) -> KnownPositives:
+        # The corpus is looked up once; what a batch brings comes behind it. A query of no cluster is one by itself.
+        if self._text_clusters is None:
+            of_corpus = [self._cluster_of.get(self._key_of(text), -1) for some in texts.batches() for text in some]
+            self._text_clusters = torch.tensor(of_corpus[: len(self._numbered.corpus)])
+        first = len(self._text_clusters)
+        added = texts.take(np.arange(first, len(texts)))
+        behind = torch.tensor([self._cluster_of.get(self._key_of(text), -1) for text in added], dtype=torch.int64)
+        alone = max(self._cluster_of.values()) + 1
+        of_queries = [self._cluster_of.get(self._key_of(text), alone + i) for i, text in enumerate(pairs.query_texts())]
+        return replace(
+            pairs.known,
+            query_clusters=torch.tensor(of_queries),
+            text_clusters=torch.cat([self._text_clusters, behind]),
+        )
+
     def _make_fingerprint(self) -> str:
         return recipe_fingerprint(
             type(self).__qualname__,
             self._model_fingerprint,
             texts_fingerprint(text for batch in self._numbered.corpus.texts.batches() for text in batch),
             sorted((key.hex(), sorted(texts)) for key, texts in self._positives_of.items()),
+            sorted((key.hex(), cluster) for key, cluster in self._cluster_of.items()),
+            self._doubt,
             self.config.to_dict(),
             self.output_scores,
             self.anchor_column_name,
@@ -179,14 +247,12 @@ class HardNegativeMiner:
             for anchor in dict.fromkeys(anchors)
             for positive in self._positives_of.get(self._key_of(anchor), ())
         ]
-        numbered = self._numbered.with_positives(TextColumn.of([*positives, *(positive for _, positive in others)]))
-        pairs = pair_up(TextColumn.of([*anchors, *(anchor for anchor, _ in others)]), numbered)
-        task = Task(
-            pairs, numbered.corpus, make_searcher=self._make_searcher, batch_size=self._batch_size, kept=self._kept
+        task = self._task(
+            [*anchors, *(anchor for anchor, _ in others)], [*positives, *(positive for _, positive in others)]
         )
-        mining = mine(task, self._encoder, self.config)
-        columns = {**batch, **self._columns(mining, pairs, numbered.corpus.texts, len(anchors))}
-        is_complete = mining.negatives.is_present.all(dim=1)[torch.from_numpy(pairs.row_query[: len(anchors)])].tolist()
+        mining, row_query = mine(task, self._encoder, self.config), task.pairs.row_query[: len(anchors)]
+        columns = {**batch, **self._columns(mining, task.pairs, task.corpus.texts, len(anchors))}
+        is_complete = mining.negatives.is_present.all(dim=1)[torch.from_numpy(row_query)].tolist()
         if all(is_complete):
             return columns
         return {name: list(compress(values, is_complete)) for name, values in columns.items()}
@@ -246,6 +312,7 @@ def _check_config(config: MiningConfig) -> None:
                 f"Expected `{name}={getattr(MiningConfig(), name)!r}`, got {getattr(config, name)!r}, which needs all "
                 "rows at once; `map` shows one batch. Use a HardNegativeDataset."
             )
+    require_extras(config)
 
 
 @pklregister(HardNegativeMiner)

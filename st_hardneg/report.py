@@ -56,10 +56,10 @@ class MiningReport:
         num_merged_texts: Texts that count as the same text as an earlier one, by the recipe's ``identity``.
         recall: Share of the nearest texts that the searcher found, on a sample of queries, where it is approximate; None
             where the search is exact.
-        typical_rank: The typical rank of the right answer among unlabelled texts (geometric mean over a sample of queries),
-            from 1; None where no bound of the recipe follows it.
-        doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls from
-            one mining to the next.
+        typical_rank: The typical rank of the right answer among unlabelled texts (geometric mean over a sample of
+            queries), from 1; None where no bound of the recipe follows it.
+        doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls
+            from one mining to the next.
         notes: What deserves attention, in words.
         further: What a later version of this package has noted besides.
     """
@@ -172,8 +172,8 @@ class MiningReport:
             lines.append(f"  {self.num_merged_texts:,} texts count as the same as another one (`identity`)")
         if self.typical_rank is not None:
             lines.append(
-                f"  the right answer typically ranks {_ordinal(self.typical_rank)} among unlabelled texts: adaptive bounds "
-                f"at {self.doubt or 0:.0%} of their strength"
+                f"  the right answer typically ranks {_ordinal(self.typical_rank)} among unlabelled texts: adaptive "
+                f"bounds at {self.doubt or 0:.0%} of their strength"
             )
         return lines + [f"  note: {note}" for note in self.notes]
 

@@ -21,6 +21,8 @@ collect_ignore = ["mutation"]  # a command of its own, with a dependency of its 
 
 # The process that hands tests out to others reads this file, too: what takes seconds to import is imported on use.
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
@@ -105,6 +107,13 @@ def bag_of_words() -> SentenceTransformer:
     return word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
 
 
+def other_model(seed: int) -> SentenceTransformer:
+    """Return a model of the words of :func:`bag_of_words` with other vectors, of 8 dimensions."""
+    import torch
+
+    return word_model(WORDS, torch.randn(200, 8, generator=torch.Generator().manual_seed(seed)))
+
+
 def random_texts(count: int, seed: int, length: int = 4) -> list[str]:
     """Return texts of random words that :func:`bag_of_words` knows."""
     rng = random.Random(seed)
@@ -118,6 +127,12 @@ def word_pairs() -> Dataset:
 
     texts = list(dict.fromkeys(random_texts(120, seed=1)))[:96]
     return Dataset.from_dict({"anchor": texts[:48], "positive": texts[48:]})
+
+
+@pytest.fixture
+def bm25s() -> ModuleType:
+    """The library of the lexical source, where it is installed."""
+    return pytest.importorskip("bm25s")
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 
 import pytest
 import torch
 
-from st_hardneg import HardNegativeDataset
 from st_hardneg.search import ExactSearcher
 from tests.training.runs import make_model, make_negatives
 
@@ -56,23 +54,3 @@ def test_an_interrupt_in_the_middle_of_a_refresh_leaves_everything_as_it_was(mon
     assert (hard_negatives.negative_ids == before).all() and hard_negatives.report is report and view[:] == rows
     hard_negatives.mine(make_model(1), show_progress_bar=False)
     assert (hard_negatives.negative_ids != before).any()
-
-
-def test_a_full_disk_while_saving_leaves_the_earlier_save(tmp_path, monkeypatch):
-    """The earlier save is read as before, and nothing half-written is left beside it."""
-    hard_negatives = make_negatives(make_model())
-    hard_negatives.save_to_disk(tmp_path / "saved")
-    before = hard_negatives.negative_ids
-    hard_negatives.mine(make_model(1), show_progress_bar=False)
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("json.dump", full)
-        with pytest.raises(OSError, match="No space left"):
-            hard_negatives.save_to_disk(tmp_path / "saved")
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-    assert (HardNegativeDataset.load_from_disk(tmp_path / "saved").negative_ids == before).all()
-
-

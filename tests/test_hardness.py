@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_hardneg import hardness
-from st_hardneg.hardness import hardness_shares, is_easy, is_easy_by_now, is_hard, is_semi_hard
+from st_hardneg.hardness import hardness_shares, is_easy, is_hard, is_semi_hard
 
 ANGLES = [20, 35, 45, 60, 90, 120]
 NEGATIVE_COSINES = torch.tensor([math.cos(math.radians(angle)) for angle in ANGLES], dtype=torch.float64)
@@ -163,15 +163,3 @@ def test_the_definition_needs_torch_only() -> None:
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert imported == {"__future__", "math", "typing", "torch"}
-
-
-def test_negatives_that_have_become_easy():
-    """`ratio * now < first` and `|now| < most`, both strictly; by the loop, and at the bounds."""
-    now = torch.tensor([[0.5, 0.25, -0.75, 0.0], [0.75, -0.5, 0.125, -0.8]])
-    first = torch.tensor([[1.0, 0.5, 0.0, 0.0], [1.0, 0.5, 0.125, 0.9]])
-    assert is_easy_by_now(now, first, 2.0, 0.75).tolist() == [[False, False, False, False], [False, True, False, False]]
-    assert is_easy_by_now(now, first, 1.0, 0.8).tolist() == [[True, True, True, False], [True, True, False, False]]
-    expected = [
-        [1.15 * s < s0 and abs(s) < 0.8 for s, s0 in zip(*rows, strict=True)] for rows in zip(now, first, strict=True)
-    ]
-    assert is_easy_by_now(now, first).tolist() == [[bool(one) for one in row] for row in expected]

@@ -39,6 +39,10 @@ def test_datasets():
     hosts.set_fingerprint(dataset, "changed")
     assert dataset._fingerprint == "changed"
 
+    replaced = dataset.select([1])
+    hosts.replace_table(replaced, other.data)
+    assert replaced[:] == {"a": [1, 2, 3]} and hosts.row_indices(replaced) is None
+
     def transform(batch):
         return batch
 

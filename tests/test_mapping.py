@@ -16,20 +16,19 @@ CORPUS = random_texts(60, seed=4)
 
 
 def test_map_equals_the_dataset(bag_of_words, word_pairs):
-    """Batch by batch, `map` finds what the dataset finds at once."""
+    """Batch by batch, `map` finds what the dataset finds at once, and leaves out the rows that lack a negative."""
     config = MiningConfig(num_negatives=2, relative_margin=0.1)
     whole = HardNegativeDataset(word_pairs, CORPUS, config)
     whole.mine(bag_of_words, show_progress_bar=False)
+    expected = whole.to_dataset("n-tuple", output_scores=True).to_list()
+    assert 0 < len(expected) < len(word_pairs)
     for batch_size in (7, 1000):
         miner = HardNegativeMiner(bag_of_words, CORPUS, config, positives=word_pairs, output_scores=True)
         mined = word_pairs.map(miner, batched=True, batch_size=batch_size)
         assert mined.column_names == ["anchor", "positive", "negative_1", "negative_2", "scores"]
-        for row, ids in zip(mined, whole.negative_ids, strict=True):
-            expected = [
-                text if number >= 0 else None
-                for text, number in zip(whole.corpus.texts.take(ids.clip(0)), ids, strict=True)
-            ]
-            assert [row["negative_1"], row["negative_2"]] == expected
+        for row, other in zip(mined, expected, strict=True):
+            assert row.pop("scores") == pytest.approx(other["scores"], abs=1e-6)
+            assert row == {name: text for name, text in other.items() if name != "scores"}
 
 
 def test_positives_of_rows_outside_of_the_batch_are_excluded(protractor):
@@ -79,18 +78,89 @@ def test_map_finds_its_cache_and_no_other_one(bag_of_words, word_pairs, tmp_path
     assert results[0]["negative_1"][:] == results[1]["negative_1"][:] != results[2]["negative_1"][:]
 
 
-def test_empty_slots_are_none(protractor):
-    """What cannot be filled is None, which keeps the rows of the batch."""
-    pairs = Dataset.from_dict({"anchor": ["q 0°"], "positive": ["p 5°"]})
-    mined = pairs.map(HardNegativeMiner(protractor, ["x 20°"], MiningConfig(num_negatives=2)), batched=True)
-    assert mined[0] == {"anchor": "q 0°", "positive": "p 5°", "negative_1": "x 20°", "negative_2": None}
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_rows_with_an_empty_slot_are_left_out(protractor, is_stream):
+    """None is no text: what is trained on has none, and a batch in which nothing is found is an empty one."""
+    pairs = Dataset.from_dict({"anchor": ["q 0°", "r 0°"], "positive": ["p 5°", "x 20°"], "number": [1, 2]})
+    if is_stream:
+        pairs = pairs.to_iterable_dataset()
+    miner = HardNegativeMiner(protractor, ["x 20°", "y 30°"], MiningConfig(num_negatives=2))
+    found = {"anchor": "q 0°", "positive": "p 5°", "number": 1, "negative_1": "x 20°", "negative_2": "y 30°"}
+    for batch_size in (1, 2):
+        assert list(pairs.map(miner, batched=True, batch_size=batch_size)) == [found]
+    repeating = HardNegativeMiner(protractor, ["x 20°", "y 30°"], MiningConfig(num_negatives=2, shortfall="repeat"))
+    rows = list(pairs.map(repeating, batched=True))
+    assert [row["negative_2"] for row in rows] == ["y 30°", "y 30°"]
+
+
+def test_a_stream_gets_the_types_of_the_new_columns(bag_of_words, word_pairs):
+    """`miner.map(stream)` says which columns come, which a stream cannot find out by itself, and a trainer asks for."""
+    stream = word_pairs.to_iterable_dataset()
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1), output_scores=True)
+    mined = miner.map(stream)
+    assert list(mined.features) == ["anchor", "positive", "negative_1", "scores"]
+    expected = miner.map(word_pairs)
+    assert expected.features == mined.features
+    for row, other in zip(mined, expected, strict=True):
+        assert row == other
+
+
+def test_a_model_that_is_trained_on_is_refused(bag_of_words, word_pairs):
+    """The corpus was encoded with the weights of before: queries of today do not go with it."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1))
+    miner(word_pairs[:3])
+    optimizer = torch.optim.SGD(bag_of_words.parameters(), lr=0.1)
+    bag_of_words[0].embedding.weight.sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="The model was trained after this miner was made"):
+        miner(word_pairs[:3])
+    with pytest.raises(ValueError, match="The model was trained after this miner was made"):
+        pickle.dumps(miner)
+
+
+@pytest.mark.parametrize("name", ["negative_1", "scores"])
+def test_columns_of_the_users_are_not_overwritten(bag_of_words, word_pairs, name):
+    """A column of a name that the miner adds is refused."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1), output_scores=True)
+    with pytest.raises(ValueError, match=f"have columns \\['{name}'\\] of their own, which the miner would overwrite"):
+        word_pairs.add_column(name, ["mine"] * 48).map(miner, batched=True)
+
+
+def test_the_recommended_recipe_finds_the_same_whatever_the_batch_size(bag_of_words, word_pairs):
+    """How far the model is trusted is settled once, and not batch by batch; with `positives` it is the dataset's."""
+    words = [text.split() for text in word_pairs["anchor"]]
+    # The right answer shares two words of four with its anchor: it typically ranks second or third.
+    pairs = Dataset.from_dict(
+        {
+            "anchor": word_pairs["anchor"],
+            "positive": [" ".join([*own[:2], *other.split()[:2]]) for own, other in zip(words, CORPUS, strict=False)],
+        }
+    )
+    whole = HardNegativeDataset(pairs, CORPUS)
+    assert 0.1 < whole.mine(bag_of_words, show_progress_bar=False).doubt < 0.9
+    expected = whole.to_dataset("n-tuple").to_list()
+    miner = HardNegativeMiner(bag_of_words, CORPUS, positives=pairs)
+    for size in (5, 1000):
+        assert pairs.map(miner, batched=True, batch_size=size).to_list() == expected
+    alone = HardNegativeMiner(bag_of_words, CORPUS)
+    assert len({str(pairs.map(alone, batched=True, batch_size=size).to_list()) for size in (5, 1000)}) == 1
+
+
+def test_pairs_that_hang_together_are_never_each_other_s_negatives(bag_of_words):
+    """Duplicate questions (a, b), (b, c), (d, a): the miner knows from `positives` what the dataset knows."""
+    a, b, c, d = "w1 w2 w3", "w1 w2 w4", "w1 w2 w5", "w1 w2 w6"
+    pairs = Dataset.from_dict({"anchor": [a, b, d, "w70"], "positive": [b, c, a, "w71"]})
+    miner = HardNegativeMiner(bag_of_words, ["w90", "w91"], MiningConfig(num_negatives=2), positives=pairs)
+    for size in (1, 4):
+        for row in pairs.map(miner, batched=True, batch_size=size).select(range(3)):
+            assert not {row["negative_1"], row["negative_2"]} & {a, b, c, d}
 
 
 def test_bad_input(bag_of_words, word_pairs):
     """Without anything to search, without columns, with a misspelt column or an empty text."""
     with pytest.raises(ValueError, match="Expected a `corpus` to search or `positives` to search among, got neither"):
         HardNegativeMiner(bag_of_words, None)
-    with pytest.raises(TypeError, match="Expected a SentenceTransformer model, got int"):
+    with pytest.raises(TypeError, match=r"Expected a SentenceTransformer model, or an object with .*, got int"):
         HardNegativeMiner(3, CORPUS)
     miner = HardNegativeMiner(bag_of_words, CORPUS, anchor_column_name="ancor")
     with pytest.raises(ValueError, match="`anchor_column_name='ancor'` is not a column"):

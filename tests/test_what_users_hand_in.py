@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import time
 from pathlib import Path
 
@@ -230,43 +228,3 @@ def test_batches_take_the_earliest_rows_that_repeat_nothing(seed):
         expected.append(batch)
         order = [row for row in order if row not in batch]
     assert list(sampler) == expected
-
-
-def test_a_killed_save_leaves_nothing_for_ever(bag_of_words, word_pairs, tmp_path):
-    """What a process that was killed has left is put right by the next save."""
-    found = mined(word_pairs, model=bag_of_words)
-    found.save_to_disk(tmp_path / "saved")
-    retired = tmp_path / "saved.st_hardneg-retired-x"
-    retired.mkdir()
-    os.replace(tmp_path / "saved", retired / "save")  # killed between the two renames
-    partial = tmp_path / "saved.st_hardneg-partial-y"
-    partial.mkdir()
-    os.utime(partial, (1, 1))
-    found.save_to_disk(tmp_path / "saved")
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-
-
-@pytest.mark.parametrize("name", ["saved.old-backup12", "saved.partial-2024", "saved.old", "saved-old-1"])
-def test_a_folder_of_the_users_beside_a_save_stays(name, bag_of_words, word_pairs, tmp_path):
-    """However old it is, and whatever it holds."""
-    kept = tmp_path / name / "save"
-    kept.mkdir(parents=True)
-    (kept / "thesis.txt").write_text("years of work")
-    os.utime(tmp_path / name, (1, 1))
-    found = mined(word_pairs, model=bag_of_words)
-    for _ in range(2):
-        found.save_to_disk(tmp_path / "saved")
-    assert (kept / "thesis.txt").read_text() == "years of work"
-
-
-def test_a_save_that_names_files_outside_is_refused(bag_of_words, word_pairs, tmp_path):
-    found = mined(word_pairs, model=bag_of_words)
-    found.save_to_disk(tmp_path / "saved")
-    state = tmp_path / "saved" / "pairs" / "state.json"
-    content = json.loads(state.read_text())
-    content["_data_files"][0]["filename"] = "../negatives/data-00000-of-00001.arrow"
-    state.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="names a file outside of its folder"):
-        HardNegativeDataset.load_from_disk(tmp_path / "saved")
-
-

@@ -84,6 +84,11 @@ def given_corpus(
             )
     elif isinstance(corpus, Sequence) and not isinstance(corpus, (str, bytes)):
         dataset = _dataset_of_list(corpus, parameter)
+    elif isinstance(corpus, str):
+        raise TypeError(
+            f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got the single "
+            f"text {corpus[:60]!r}. Put it into a list: `[text]`."
+        )
     else:
         raise TypeError(
             f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got "

@@ -349,6 +349,12 @@ def _with_further(
         if one is None:
             raise TypeError(f"Expected texts in `{parameter}`, got None. Pass a list or a Dataset, or leave it out.")
         texts, parts[name] = numbering.append(one.texts, name, texts, blocks)
+    for name, subset in subsets.items():
+        parts[name] = subset if corpus.metadata_rows is None else np.intersect1d(subset, corpus.metadata_rows)
+        if not len(parts[name]):
+            raise ValueError(
+                f"`sources[{name!r}]` and `metadata_filter` have no row of the corpus in common. Loosen one of the two."
+            )
     anchor_ids = synthetic_ids = synthetic_from = _NONE
     if additions.anchors is not None:
         unique = list(dict.fromkeys(text for batch in additions.anchors.batches() for text in batch))
@@ -359,12 +365,6 @@ def _with_further(
         synthetic_from = np.repeat(origins, [len(some) for some in written])
         flat = TextColumn.of([text for some in written for text in some])
         texts, synthetic_ids = numbering.append(flat, "synthetic", texts, blocks)
-    for name, subset in subsets.items():
-        parts[name] = subset if corpus.metadata_rows is None else np.intersect1d(subset, corpus.metadata_rows)
-        if not len(parts[name]):
-            raise ValueError(
-                f"`sources[{name!r}]` and `metadata_filter` have no row of the corpus in common. Loosen one of the two."
-            )
     whole = replace(
         corpus,
         texts=texts,

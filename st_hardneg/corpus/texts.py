@@ -51,6 +51,11 @@ class TextColumn:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    @property
+    def type(self) -> pa.DataType:
+        """Arrow's type of the texts."""
+        return self._chunks.type
+
     def take(self, rows: Sequence[int] | Ids) -> list[str]:
         """Return the texts of these row numbers, in their order."""
         numbers = np.asarray(rows, dtype=np.int64)
@@ -82,6 +87,8 @@ class TextColumn:
 
     def followed_by(self, texts: list[str] | TextColumn) -> TextColumn:
         """Return the column with these texts at its end."""
+        if isinstance(texts, TextColumn) and not len(self):
+            return texts  # as it is: joining it to nothing would convert all of it
         if isinstance(texts, TextColumn):
             added = texts._dataset if texts.name == self.name else texts._dataset.rename_column(texts.name, self.name)
         else:

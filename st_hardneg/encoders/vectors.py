@@ -70,26 +70,19 @@ class Vectors:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
         return self._compare(self._of_texts(one_each), corpus_ids)
 
-    def nearest(self, corpus_ids: Tensor, others: Tensor, less: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how similar texts are to the nearest of others, and the same less a number for each of these.
+    def similarity_of_all(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the similarity of every text of one list with every one of another.
 
         Args:
-            corpus_ids: int64 of shape ``(m,)``; -1 for none.
-            others: int64 of shape ``(c,)``.
-            less: float32 of shape ``(c,)``.
+            left: int64 of shape ``(m,)``.
+            right: int64 of shape ``(c,)``; -1 for none.
 
         Returns:
-            Two float32 tensors of shape ``(m,)``; -inf for none.
+            float32 of shape ``(m, c)``; -inf for none.
         """
         function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
-        right = self._of_texts(others)
-        plain, lessened = [], []
-        for some in corpus_ids.split(max(1, _MAX_FLOATS // max(1, len(others)))):
-            similarity = function(self._of_texts(some), right).float().cpu()
-            plain.append(similarity.amax(dim=1))
-            lessened.append((similarity - less).amax(dim=1))
-        missing = corpus_ids < 0
-        return torch.cat(plain).masked_fill(missing, -torch.inf), torch.cat(lessened).masked_fill(missing, -torch.inf)
+        similarity = function(self._of_texts(left), self._of_texts(right)).float().cpu()
+        return similarity.masked_fill_(right < 0, -torch.inf)
 
     def chance(self, vectors: Tensor) -> Tensor:
         """Return the mean similarity of some vectors, of shape ``(m, dim)``, and the searched texts, of shape ``(m,)``.

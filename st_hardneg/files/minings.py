@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,21 +99,6 @@ def _known_origins(folder: str, origins: Tensor, words: list[str]) -> Tensor:
             "not know. They count as a last resort; losses mask them until the next mining."
         )
     return torch.where(origins >= len(ORIGINS), LAST_RESORT, origins).to(origins.dtype)
-
-
-def with_source_names(mining: Mining, source_names: Sequence[str]) -> Mining:
-    """Return a mining whose numbers of sources count these names; those that are not among them are kept behind them.
-
-    Args:
-        mining: The mining.
-        source_names: The names that the reader counts.
-    """
-    used = set(mining.negatives.sources.unique().tolist()) - {-1}
-    words = list(source_names)
-    words += [name for code, name in enumerate(mining.source_names) if code in used and name not in words]
-    places = [words.index(name) if name in words else -1 for name in mining.source_names]
-    sources = torch.tensor([*places, -1], dtype=torch.int8)[mining.negatives.sources.long()]
-    return replace(mining, negatives=replace(mining.negatives, sources=sources), source_names=tuple(words))
 
 
 def report_from(folder: str, values: Any) -> MiningReport:

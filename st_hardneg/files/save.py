@@ -138,7 +138,9 @@ def _write_part(folder: str, name: str, dataset: Dataset | None) -> None:
 
 def _added_texts(corpus: Corpus) -> Dataset | None:
     """Return the texts that are numbered and not in the given corpus, and where each comes from."""
-    texts = list(corpus.texts.after(corpus.num_given))
+    # Of the type of the given corpus, or joining the two would convert all of it.
+    kind = corpus.texts.type if corpus.given is None else TextColumn(corpus.given, corpus.text_column).type
+    texts = [part.cast(kind) for part in corpus.texts.after(corpus.num_given)]
     if not sum(map(len, texts)):
         return None
     added = [block for block in corpus.blocks if block.start >= corpus.num_given]
@@ -238,12 +240,17 @@ def _read_numbering(path: str, content: dict[str, Any]) -> tuple[Rows, Corpus, P
     corpus: Corpus = build(Corpus, plain.get("corpus"), "corpus", given=given, texts=anchors)
     if given is not None:
         columns.insert(0, _texts(path, given, "corpus", corpus.text_column))
-    if not columns or corpus.num_given != (0 if given is None else len(given)):
+    is_joined = bool(columns) and all(column.type == columns[0].type for column in columns)
+    if not is_joined or corpus.num_given != (0 if given is None else len(given)):
         raise damaged(path, "the corpus is not the one that was numbered")
     corpus = replace(corpus, texts=columns[0] if len(columns) == 1 else columns[0].followed_by(columns[1]))
     pairs: Pairs = build(Pairs, plain.get("pairs"), "pairs", anchors=anchors)
     _check_numbers(path, rows, corpus, pairs)
-    if content["texts"] not in (None, _sample_of_texts(anchors, positives, corpus.texts)):
+    try:
+        are_same = content["texts"] in (None, _sample_of_texts(anchors, positives, corpus.texts))
+    except UnicodeDecodeError:
+        are_same = False
+    if not are_same:
         raise damaged(path, "the texts are not those that were saved")
     return rows, corpus, pairs
 
@@ -301,15 +308,14 @@ def _read_mining(
 
 
 def _texts(path: str, dataset: Dataset, part: str, name: str) -> TextColumn:
-    """Return a column of texts that can be read without a look at each.
+    """Return a column of texts.
 
     Raises:
         ValueError: If it is not there, does not hold texts, or lacks some.
     """
     if name not in dataset.column_names or getattr(dataset.features[name], "dtype", None) not in TEXT_TYPES:
         raise damaged(path, f"{part!r} has no column {name!r} of texts")
-    column = dataset.data.column(name)
-    if column.null_count or not all(_can_be_followed(chunk) for chunk in column.chunks):
+    if dataset.data.column(name).null_count:
         raise damaged(path, f"the column {name!r} of {part!r} has rows without a text")
     return TextColumn(dataset, name)
 
@@ -323,7 +329,10 @@ def _can_be_followed(chunk: pa.Array) -> bool:
     starts = np.frombuffer(offsets, dtype=width)[chunk.offset : chunk.offset + len(chunk) + 1]
     size = 0 if data is None else data.size
     return (
-        len(starts) == len(chunk) + 1 and starts[0] >= 0 and starts[-1] <= size and bool((np.diff(starts) >= 0).all())
+        len(starts) == len(chunk) + 1
+        and starts[0] >= 0
+        and starts[-1] <= size
+        and bool((starts[1:] >= starts[:-1]).all())
     )
 
 
@@ -342,6 +351,9 @@ def _read_part(path: str, name: str) -> Dataset | None:
         raise damaged(path, f"{name!r} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(part, Dataset):
         raise damaged(path, f"{name!r} is not a dataset")
+    for column in part.column_names:
+        if not all(_can_be_followed(chunk) for chunk in part.data.column(column).chunks):
+            raise damaged(path, f"the column {column!r} of {name!r} does not hold texts as Arrow writes them")
     return part.with_format(None)
 
 

@@ -14,7 +14,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import Vectors, embed
-from st_hardneg.mining.filters import NEEDS_POSITIVE_SIMILARITY, has_adaptive_bounds, looks_deep
+from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
 from st_hardneg.mining.scoring import Scoring
@@ -57,8 +57,8 @@ def mine(
         between_chunks: Called after every chunk of queries.
 
     Raises:
-        MiningError: If not one negative is found, an embedding is not finite, or a query gets too few and
-            ``shortfall="error"``.
+        MiningError: If not one negative is found and the task does not allow it, an embedding is not finite, or a query
+            gets too few and ``shortfall="error"``.
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
@@ -70,7 +70,7 @@ def mine(
     )
     sources = build_sources(shop)
     rank = _rank(task, config, scoring, shop, sources)
-    doubt = _doubt(rank, previous)
+    doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
     earlier = None if previous is None else previous.recoded(task.source_names).negatives
     coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
@@ -80,7 +80,8 @@ def mine(
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, judge, refresh, earlier, must_fill, task.query_chunk_size)
     negatives = negatives.stamped(step)
-    require_any(negatives, story.tally, task)
+    if not task.may_find_nothing:
+        require_any(negatives, story.tally, task)
     watch.lap("rest")
     watch.move("rest", "search", story.search_seconds)
     recall = _recall(task, shop, sources)
@@ -133,7 +134,7 @@ def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_b
         task.cross_encoder,
         task.batch_size,
         task.cross_encoder_pool,
-        with_positive_similarity=any(getattr(config, name) is not None for name in NEEDS_POSITIVE_SIMILARITY),
+        with_positive_similarity=compares_positives(config),
         is_centered=has_adaptive_bounds(config),
         rescore_known=task.include_positives,
         guide=_guide_vectors(task, show_progress_bar),
@@ -144,7 +145,7 @@ def _rank(
     task: Task, config: MiningConfig, scoring: Scoring, shop: Workshop, sources: dict[str, Source]
 ) -> float | None:
     """Return the typical rank of the right answer, where a bound follows it."""
-    if not has_adaptive_bounds(config):
+    if task.doubt is not None or not has_adaptive_bounds(config):
         return None
     from st_hardneg.mining.trust import typical_rank
 

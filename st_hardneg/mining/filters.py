@@ -166,12 +166,14 @@ class Rule:
         guards: Whether it holds off right answers that nobody has labelled. Texts that were written or given as wrong,
             close to the positive, are not measured by it.
         always: Whether it holds for every text, also for one that stands in because nothing else was found.
+        compares_positives: Whether it looks at ``positive_similarity``, which is computed only where a rule does.
     """
 
     keeps: Callable[[Facts], Tensor | None]
     may_remove_closest: bool = False
     guards: bool = False
     always: bool = False
+    compares_positives: bool = False
 
 
 def _bounded(keeps: Callable[[Candidates, Any], Tensor], field: str) -> Callable[[Facts], Tensor | None]:
@@ -242,12 +244,16 @@ RULES: dict[str, Rule] = {
     "max_score": Rule(_bounded(keeps_max_score, "max_score"), may_remove_closest=True, guards=True),
     "min_score": Rule(_bounded(keeps_min_score, "min_score")),
     "max_positive_similarity": Rule(
-        _bounded(keeps_max_positive_similarity, "max_positive_similarity"), may_remove_closest=True, guards=True
+        _bounded(keeps_max_positive_similarity, "max_positive_similarity"),
+        may_remove_closest=True,
+        guards=True,
+        compares_positives=True,
     ),
     "max_relative_positive_similarity": Rule(
         _adaptive(keeps_max_relative_positive_similarity, keeps_centered_closeness, "max_relative_positive_similarity"),
         may_remove_closest=True,
         guards=True,
+        compares_positives=True,
     ),
     "guide": Rule(_keeps_guide, may_remove_closest=True, guards=True),
     "min_words": Rule(_keeps_min_words, may_remove_closest=True),
@@ -259,8 +265,16 @@ RULES: dict[str, Rule] = {
 ADAPTIVE = ("relative_margin", "max_relative_positive_similarity")
 """Rules whose bound may be adaptive."""
 
-NEEDS_POSITIVE_SIMILARITY = ("max_positive_similarity", "max_relative_positive_similarity")
-"""Rules that compare candidates with the query's own positives."""
+
+def _in_force(config: MiningConfig, *, is_guided: bool) -> set[str]:
+    """Return the names of the rules that a recipe puts in force; one without a field of its name always is."""
+    in_force = {name for name in RULES if getattr(config, name, ...) is not None}
+    return in_force if is_guided else in_force - {"guide"}
+
+
+def compares_positives(config: MiningConfig) -> bool:
+    """Tell whether a rule compares candidates with the query's own positives."""
+    return any(RULES[name].compares_positives for name in _in_force(config, is_guided=False))
 
 
 def has_adaptive_bounds(config: MiningConfig) -> bool:
@@ -277,9 +291,7 @@ def looks_deep(config: MiningConfig, *, is_guided: bool, is_filtered: bool, is_r
         is_filtered: Whether there are filters of the caller's.
         is_rescored: Whether a cross encoder reorders candidates, so that even ``min_score`` may remove the closest.
     """
-    in_force = {name for name in RULES if getattr(config, name, None) is not None}
-    if is_guided:
-        in_force.add("guide")
+    in_force = _in_force(config, is_guided=is_guided)
     by_rule = any(RULES[name].may_remove_closest or (is_rescored and name == "min_score") for name in in_force)
     return by_rule or is_filtered
 

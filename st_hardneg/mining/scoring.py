@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,8 +17,8 @@ from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.mining.rescoring import cross_encoder_scores
 
-# From so many positives on, a query's candidates are compared with them as one matrix, and not positive by positive.
-_MANY_POSITIVES = 16
+# One product of all with all is worth it up to so many times the pairs that are asked for.
+_WORTH_A_PRODUCT = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,20 +185,37 @@ class Scoring:
         offsets = torch.from_numpy(self.pairs.positive_offsets)
         groups = torch.from_numpy(self.pairs.group)[found.query_ids]
         first, count = offsets[groups], offsets[groups + 1] - offsets[groups]
-        ids, chance = torch.from_numpy(self.pairs.positive_ids), self._chance_of_positives
-        many = count > _MANY_POSITIVES
-        for group in groups[many].unique().tolist():
-            rows = (groups == group).nonzero().flatten()
-            unique, place = found.corpus_ids[rows].unique(return_inverse=True)
-            own = slice(int(offsets[group]), int(offsets[group + 1]))
-            plain, above = self.vectors.nearest(unique, ids[own], chance[own])
-            nearest[rows], closest[rows] = plain[place], above[place]
-        # The i-th positive of every query that has so many.
-        few = torch.where(many, 0, count)
-        for i in range(int(few.max()) if len(few) else 0):
-            has = (few > i).nonzero().flatten()
+        compare = self._comparison(groups.unique(), found.corpus_ids, int(count.sum()) * found.corpus_ids.shape[1])
+        # The i-th positive of every query that has so many: a query with 200 does not inflate the others.
+        for i in range(int(count.max()) if len(count) else 0):
+            has = (count > i).nonzero().flatten()
             places = first[has] + i
-            similarity = self.vectors.similarity_among_texts(ids[places], found.corpus_ids[has])
+            similarity = compare(places, has)
             nearest[has] = torch.maximum(nearest[has], similarity)
-            closest[has] = torch.maximum(closest[has], similarity - chance[places][:, None])
+            closest[has] = torch.maximum(closest[has], similarity - self._chance_of_positives[places][:, None])
         return nearest, closest
+
+    def _comparison(self, groups: Tensor, corpus_ids: Tensor, num_pairs: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function from positives, one for each of some rows, to their similarities with the rows' candidates.
+
+        Where few texts are candidates of many queries, all of them are compared with all positives in one product, which
+        is many times as fast as going pair by pair; where candidates hardly overlap, it would be wasted on pairs that
+        nobody asked for.
+
+        Args:
+            groups: int64: the groups of the queries, each once.
+            corpus_ids: int64 of shape ``(q, k)``: their candidates.
+            num_pairs: How many pairs are asked for.
+        """
+        offsets = torch.from_numpy(self.pairs.positive_offsets)
+        ids = torch.from_numpy(self.pairs.positive_ids)
+        starts, counts = offsets[groups], offsets[groups + 1] - offsets[groups]
+        unique, place = corpus_ids.unique(return_inverse=True)
+        if int(counts.sum()) * len(unique) > _WORTH_A_PRODUCT * num_pairs:
+            return lambda places, rows: self.vectors.similarity_among_texts(ids[places], corpus_ids[rows])
+        before = counts.cumsum(0) - counts
+        wanted = torch.arange(int(counts.sum())) + (starts - before).repeat_interleave(counts)
+        product = self.vectors.similarity_of_all(ids[wanted], unique)
+        row_of = torch.full((len(ids),), -1)
+        row_of[wanted] = torch.arange(len(wanted))
+        return lambda places, rows: product[row_of[places]].gather(1, place[rows])

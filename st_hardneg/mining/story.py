@@ -107,7 +107,8 @@ class Story:
         masks, keep = self.judge.masks(candidates)
         allowed = keep & ~self.judge.is_same_text(candidates.corpus_ids, taken.ids) if taken.ids.shape[1] else keep
         chosen = candidates.at(self._choose(candidates, allowed, quota, plan, is_ranked=proposal.is_ranked))
-        deeper = plan.deeper() if proposal.is_ranked and self._goes_on() else None
+        # Only the model's own search goes on; a search engine may be slow, and has no margin to search up to.
+        deeper = plan.deeper() if proposal.similarities is not None and self._goes_on() else None
         lacks = is_full & ~chosen.is_present.all(dim=1) & (deeper is not None)
         self.tally.count(candidates, masks, keep, ~lacks)
         if deeper is not None and bool(lacks.any()):

@@ -60,6 +60,9 @@ class Task:
         query_chunk_size: Queries searched and filtered at once; bounds memory.
         num_topics: Cluster the queries into so many topics; None for none.
         include_positives: Let known positives through.
+        may_find_nothing: Whether a mining that finds no negative at all is no error: ST's function returns no rows, and a
+            batch of a ``map`` loses its own.
+        doubt: Strength of adaptive bounds from 0 to 1, where it is settled already: the batches of a ``map`` share one.
         reserved: int64 of shape ``(num_queries,)``: how many places among what is retrieved are set aside for positives;
             each query's number of positives if None.
         kept: What outlives a mining, such as a BM25 index and a guide's vectors.
@@ -78,5 +81,7 @@ class Task:
     query_chunk_size: int = 512
     num_topics: int | None = None
     include_positives: bool = False
+    may_find_nothing: bool = False
+    doubt: float | None = None
     reserved: Ids | None = None
     kept: MutableMapping[str, Any] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.mining.scoring import Scoring
@@ -20,6 +21,11 @@ _SAMPLE = 500
 _MOST = 100
 # The rank from which on the guard has its whole strength, and that up to which it has none.
 _DOUBTED_RANK, _TRUSTED_RANK = 10.0, 1.5
+
+
+def sampled_queries(num_queries: int) -> Tensor:
+    """Return which queries the typical rank is taken over, int64 of shape ``(at most 500,)``, spread evenly."""
+    return torch.linspace(0, num_queries - 1, min(_SAMPLE, num_queries)).round().long()
 
 
 def typical_rank(scoring: Scoring, space: Space, pairs: Pairs) -> float:
@@ -33,7 +39,7 @@ def typical_rank(scoring: Scoring, space: Space, pairs: Pairs) -> float:
     Returns:
         From 1, where no unlabelled text scores above a right answer, to 101.
     """
-    sample = torch.linspace(0, pairs.num_queries - 1, min(_SAMPLE, pairs.num_queries)).round().long()
+    sample = sampled_queries(pairs.num_queries)
     known = int(pairs.num_positives[sample.numpy()].max(initial=0)) + 1
     depth = min(_MOST + min(known, _MOST), len(space.corpus_ids))
     ids, similarities = space.search(scoring.vectors.of_queries(sample), depth)

@@ -10,7 +10,11 @@ from torch import Tensor
 
 @runtime_checkable
 class Searcher(Protocol):
-    """Anything that finds the nearest corpus texts of a query. Two methods, no base class."""
+    """Anything that finds the nearest corpus texts of a query. Two methods, no base class.
+
+    One that has an attribute ``is_exact`` which is True finds all of them; of others, the recall is sampled at each mining
+    and stands in the report.
+    """
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus; what was indexed before is forgotten.

@@ -110,14 +110,15 @@ def name_sources(
 
 
 def _quota_and_value(name: Any, value: Any) -> tuple[int | None, Any]:
-    if not isinstance(name, str) or not name or name in _RESERVED:
+    is_number = isinstance(value, Integral) and not isinstance(value, bool)
+    if not isinstance(name, str) or not name or (name in _RESERVED and not is_number):
         raise ValueError(f"Expected a name of its own for each source, got {name!r}. Rename it.")
     quota: Any = None
     if isinstance(value, tuple) and len(value) == 2:
         value, quota = value
     elif isinstance(value, (Where, Texts, Written)):
         quota = value.num_negatives
-    elif isinstance(value, Integral) and not isinstance(value, bool):
+    elif is_number:
         value, quota = None, value
     if quota is not None and (isinstance(quota, bool) or not isinstance(quota, Integral) or quota < 0):
         raise ValueError(f"Expected the quota of the source {name!r} to be a number from 0 up, got {quota!r}.")
@@ -191,7 +192,16 @@ def _check_named(named: NamedSources, in_corpus: Sequence[str]) -> None:
             f"Expected `sources` to name sources of this dataset, got {name!r}. Sources are {known}; give others to "
             f"`HardNegativeDataset(sources={{{name!r}: ...}})`.{hint}"
         )
-    if "lexical" in (named.config.sources or {}):
+    require_extras(named.config)
+
+
+def require_extras(config: MiningConfig) -> None:
+    """Raise if a source that the recipe names needs an extra that is not installed, before anything is encoded.
+
+    Raises:
+        MissingExtraError: If it does.
+    """
+    if "lexical" in (config.sources or {}):
         require_extra("bm25s", "lexical", "The source 'lexical'")
 
 

@@ -148,7 +148,8 @@ class MiningCallback(TrainerCallback):
             # them the dataloader's persistent workers, until the garbage is collected.
             self._trainer = weakref.ref(trainer)
         loader = kwargs["train_dataloader"]
-        self._targets = find_targets(self.hard_negatives, loader.dataset)
+        train_dataset = getattr(trainer, "train_dataset", None)
+        self._targets = find_targets(self.hard_negatives, loader.dataset, train_dataset)
         read_in_batches(loader.dataset)
         is_by_steps = self.mining_strategy == "steps"
         self._timing = Timing.of(args, state.max_steps, loader, self.mining_steps if is_by_steps else None)
@@ -162,7 +163,7 @@ class MiningCallback(TrainerCallback):
         refuse_live_evaluation(trainer)
         refuse_groups_by_label(args, loader.dataset)
         if trainer is not None:
-            check_losses(trainer.loss, loader.dataset)
+            check_losses(trainer.loss, loader.dataset, train_dataset)
         if args.world_size > 1:
             start_from_first_rank(target.hard_negatives for target in self._targets)
         self._show_all()
@@ -290,7 +291,8 @@ class MiningCallback(TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            self._refresher.start(Request(target, model, encodings, now, step), args, self.trainer)
+            request = Request(target, model, encodings, now, step, is_frozen=model is not trained)
+            self._refresher.start(request, args, self.trainer)
             self._apply_finished(state, control)
 
     def _apply_finished(self, state: TrainerState, control: TrainerControl) -> None:

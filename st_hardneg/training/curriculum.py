@@ -209,7 +209,8 @@ def in_force(schedule: CheckedSchedules | None, config: MiningConfig, progress: 
     num_shown = _checked_num_shown(values.pop(NUM_SHOWN, None), config)
     changed = replace(config, **values)
     for name in _MARGINS:
-        if values.get(name) is not None and values[name] < 0:
+        # An `Adaptive` is never below 0.
+        if isinstance(values.get(name), Real) and values[name] < 0:
             raise ValueError(
                 f"Expected `{name}` to stay at 0 or above, got {values[name]:g}: candidates that score above the positive "
                 "would pass. End the schedule at 0."

@@ -34,6 +34,7 @@ class Request:
         encodings: Prompts and routes.
         in_force: The recipe in force.
         step: The training's step.
+        is_frozen: Whether the model is not trained, so that its vectors can be kept for the next mining.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class Request:
     encodings: Encodings
     in_force: InForce
     step: int
+    is_frozen: bool = False
 
     def put_in_force(self, mining: Mining) -> MiningReport:
         """Let the training read what was mined, and return its report."""
@@ -83,6 +85,7 @@ class InlineRefresher:
                     encodings=request.encodings,
                     step=request.step,
                     config=request.in_force.config,
+                    is_frozen=request.is_frozen,
                     show_progress_bar=not args.disable_tqdm,
                     between_chunks=keep_alive,
                 )

@@ -33,6 +33,7 @@ def save(folder: str, target: Target, *, mined_at: int | None, reports: Sequence
     """
     hard_negatives = target.hard_negatives
     live = hard_negatives.live
+    assert live.mining is not None  # the training reads a live view of it
     write_checkpoint(
         folder,
         target.name,
@@ -68,6 +69,7 @@ def read(folder: str, target: Target, *, schedule: Any, state: TrainerState) -> 
     """
     hard_negatives = target.hard_negatives
     found: CheckpointState | None = None
+    assert hard_negatives.live.mining is not None  # the training reads a live view of it
     if state.is_world_process_zero:
         found = read_checkpoint(
             folder,

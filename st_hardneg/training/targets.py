@@ -59,12 +59,13 @@ def members_of(given: Any) -> list[HardNegativeDataset]:
     return members
 
 
-def find_targets(given: Given, dataset: Any) -> list[Target]:
+def find_targets(given: Given, dataset: Any, train_dataset: Any = None) -> list[Target]:
     """Return what is to be refreshed, and make sure that the training reads it.
 
     Args:
         given: What the callback was given.
         dataset: What the train dataloader reads.
+        train_dataset: What the trainer was given: one dataset, or several by name.
 
     Raises:
         ValueError: If a refresh would not reach the training.
@@ -74,7 +75,7 @@ def find_targets(given: Given, dataset: Any) -> list[Target]:
             "Expected a train dataset that is a live view (`hard_negatives.as_dataset()`), got an IterableDataset, "
             "which a refresh cannot reach. Train on the live view, or mine the stream with `HardNegativeMiner`."
         )
-    trained = trained_datasets(dataset)
+    trained = trained_datasets(dataset, train_dataset)
     if given is None:
         wanted: list[tuple[str | None, HardNegativeDataset]] = [(None, owner) for _, owner in trained]
     elif isinstance(given, HardNegativeDataset):
@@ -105,12 +106,17 @@ def find_targets(given: Given, dataset: Any) -> list[Target]:
     return targets
 
 
-def trained_datasets(dataset: Any) -> list[tuple[str | None, HardNegativeDataset]]:
-    """Return the datasets whose live views a dataloader reads, each once, with the trainer's names for them."""
+def trained_datasets(dataset: Any, train_dataset: Any = None) -> list[tuple[str | None, HardNegativeDataset]]:
+    """Return the datasets whose live views a dataloader reads, each once, with the trainer's names for them.
+
+    The dataloader knows the names only where a loss or a prompt needs them; the trainer's own dataset always does.
+    """
+    by_name = train_dataset.items() if isinstance(train_dataset, Mapping) else []
+    names = {id(view.owner): name for name, part in by_name for _, view in live_views(part)}
     found: dict[int, tuple[str | None, HardNegativeDataset]] = {}
     for name, view in live_views(dataset):
         if isinstance(view.owner, HardNegativeDataset):
-            found.setdefault(id(view.owner), (name, view.owner))
+            found.setdefault(id(view.owner), (names.get(id(view.owner), name), view.owner))
     return list(found.values())
 
 
@@ -156,17 +162,18 @@ def _parts(dataset: Any) -> Iterator[Any]:
     yield from dataset.values() if isinstance(dataset, Mapping) else [] if dataset is None else [dataset]
 
 
-def check_losses(loss: Any, dataset: Any) -> None:
+def check_losses(loss: Any, dataset: Any, train_dataset: Any = None) -> None:
     """Raise if a loss masks the known positives of another dataset than it is trained on: ids would mean other texts.
 
     Args:
         loss: The trainer's loss, or losses by dataset name.
         dataset: What the train dataloader reads.
+        train_dataset: What the trainer was given: one dataset, or several by name.
 
     Raises:
         ValueError: If so; both are named.
     """
-    trained = trained_datasets(dataset)
+    trained = trained_datasets(dataset, train_dataset)
     for loss_name, module in losses_with_known_positives(loss):
         for dataset_name, hard_negatives in trained:
             is_for_it = not loss_name or dataset_name == loss_name

@@ -23,11 +23,24 @@ from st_hardneg.files.values import arrays_in
 from tests.files.states import make_state, values_of
 
 
+@pytest.fixture(scope="module")
+def state():
+    """A state with everything in it that a save can hold; no test changes it."""
+    return make_state()
+
+
+@pytest.fixture(scope="module")
+def one_save(state, tmp_path_factory):
+    """Where it was saved; no test changes that, either."""
+    path = tmp_path_factory.mktemp("one") / "saved"
+    save(str(path), state)
+    return path
+
+
 @pytest.fixture
-def folder(state, tmp_path):
-    """Where the state was saved."""
-    save(str(tmp_path / "saved"), state)
-    return tmp_path / "saved"
+def folder(one_save, tmp_path):
+    """A copy of that save, for a test to change."""
+    return shutil.copytree(one_save, tmp_path / "saved")
 
 
 def json_of(folder) -> dict:
@@ -76,8 +89,9 @@ def test_everything_comes_back(tmp_path, options):
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_the_wrapped_dataset_keeps_its_features_and_its_info(tmp_path, state):
+def test_the_wrapped_dataset_keeps_its_features_and_its_info(tmp_path):
     """License, citation and types of columns are in the save."""
+    state = make_state()
     dataset = state.rows.dataset
     dataset.info.license, dataset.info.citation = "cc-by-4.0", "@misc{pairs}"
     save(str(tmp_path / "saved"), state)

@@ -41,8 +41,9 @@ def make_checkpoint_state(**changes) -> CheckpointState:
     return replace(made, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def state() -> CheckpointState:
+    """A state that no test changes."""
     return make_checkpoint_state()
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from st_hardneg.config import MiningConfig, numeric_fields
-from st_hardneg.strategies import Softmax
+from st_hardneg.strategies import Adaptive, Softmax
 from st_hardneg.training.curriculum import Curriculum, Stage, checked_schedules, describe, in_force
 from st_hardneg.training.schedules import Cosine, Linear, PerEpoch, Progress, Step
 
@@ -93,6 +93,13 @@ def test_a_strategy_whose_numbers_change():
     assert json.loads(json.dumps(staged.values)) == staged.values
     with pytest.raises(ValueError, match="Expected `sampling_strategy` to be one of"):
         in_force({"sampling_strategy": lambda progress: "warm"}, MiningConfig(), Progress(0))
+
+
+def test_an_adaptive_margin_in_a_stage():
+    """A stage may have one where the recipe has a number, and the report holds it as plain JSON."""
+    stage = Curriculum([Stage("only", 1, relative_margin=Adaptive(trusted=0.05, doubted=0.2))])
+    found = in_force(stage, MiningConfig(), Progress(0))
+    assert found.values == {"relative_margin": {"name": "adaptive", "trusted": 0.05, "doubted": 0.2}}
 
 
 def test_how_many_are_mined_is_no_matter_of_a_schedule():

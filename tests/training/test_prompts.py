@@ -9,8 +9,9 @@ import pytest
 
 from st_hardneg import MiningCallback
 from st_hardneg.encoders import Encoding
+from st_hardneg.encoders.prompts import prompt_text, training_encodings
 from st_hardneg.training.curriculum import Stage
-from st_hardneg.training.prompts import check_trained_as_mined, prompt_text, training_encodings
+from st_hardneg.training.prompts import check_trained_as_mined
 from tests.training.runs import HOST_WARNINGS, make_args, make_model, make_negatives, train
 
 pytestmark = [pytest.mark.training, *HOST_WARNINGS]

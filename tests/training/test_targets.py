@@ -79,7 +79,7 @@ def test_an_iterable_dataset_is_refused(model, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda view: view.map(lambda row: {name: text.lower() for name, text in row.items()}),
+        lambda view: view.map(lambda row: {name: text.upper() for name, text in row.items()}),
         lambda view: view.select_columns(["anchor", "positive"]),
     ],
 )

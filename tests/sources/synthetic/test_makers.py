@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_hardneg.corpus.texts import same_text_key
+from st_hardneg.corpus.identity import same_text_key
 from st_hardneg.errors import MiningError
 from st_hardneg.sources.synthetic import KeywordEdits, TextPerturbations, checked_synthetic
 

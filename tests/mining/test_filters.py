@@ -1,6 +1,8 @@
-"""Every filter alone, on candidates that are written down: what stays, what goes, and what ties do."""
+"""Every rule alone, on candidates that are written down: what stays, what goes, what ties do; and the table of rules."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Additions, number_texts
 from st_hardneg.corpus.pairs import pair_up
 from st_hardneg.corpus.texts import TextColumn
-from st_hardneg.mining.filters import RULES, keep_masks, keeps_texts
+from st_hardneg.mining import filters
+from st_hardneg.mining.filters import RULES, Facts, Rule, Tally, keep_masks, keeps_texts, looks_deep
 from tests.conftest import whole
+from tests.toys import Model, by_angle, mined, texts_of
 
 TEXTS = ["a question", "An  answer", "one", "two words", "three words here", "see other", "A QUESTION"]
 SCORES = [[0.9, 0.75, 0.5, 0.25, -0.5, 0.5], [0.5, 0.25, 0.0, -0.25, -0.5, -torch.inf]]
@@ -36,9 +40,14 @@ def candidates(known, **changes) -> Candidates:
         "similarities": scores,
         "ranks": torch.arange(6).expand(2, 6),
         "positive_scores": torch.tensor([0.75, -0.25]),
+        "lowest_positive_similarities": torch.tensor([0.75, -0.25]),
+        "sources": torch.zeros(corpus_ids.shape, dtype=torch.int8),
+        "source_scores": torch.full(corpus_ids.shape, torch.nan),
         "positive_similarity": torch.tensor([[0.5, 1.0, 0.75, 0.7, 0.1, 0.8], [0.75, 0.76, 0.0, 0.74, 1.0, 0.0]]),
     }
-    return Candidates(**{**values, **changes})
+    values |= changes
+    shape = values["corpus_ids"].shape
+    return Candidates(**{**values, "sources": changes.get("sources", torch.zeros(shape, dtype=torch.int8))})
 
 
 def kept(mask: torch.Tensor) -> list[list[int]]:
@@ -46,16 +55,13 @@ def kept(mask: torch.Tensor) -> list[list[int]]:
     return [row.nonzero().flatten().tolist() for row in mask]
 
 
-def masks(known, include_positives=False, extra_filters=None, found=None, **config):
+def facts(known, found=None, include_positives=False, guide_margin=None, **config) -> Facts:
     pairs, corpus = known
-    return keep_masks(
-        found or candidates(known),
-        pairs,
-        corpus,
-        MiningConfig(**config),
-        extra_filters,
-        include_positives=include_positives,
-    )
+    return Facts(found or candidates(known), pairs, corpus, MiningConfig(**config), include_positives, guide_margin)
+
+
+def masks(known, extra_filters=None, **options):
+    return keep_masks(facts(known, **options), extra_filters)
 
 
 def test_what_is_always_on(known):
@@ -65,7 +71,7 @@ def test_what_is_always_on(known):
     # Text 6 is the first query's anchor in other case; the second query may have it.
     assert kept(found["anchor"]) == [[1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     assert kept(found["positive"]) == [[0, 2, 3, 4, 5], [0, 1, 3, 4, 5]]
-    assert list(keep_masks(candidates(known), *known, MiningConfig())) == ["anchor", "positive"]
+    assert list(keep_masks(facts(known))) == ["anchor", "positive"]
 
 
 def test_a_copy_of_the_anchor_is_the_anchor(known):
@@ -105,6 +111,10 @@ def test_positives_may_be_let_through(known):
         ("min_score", 0.0, [[0, 1, 2, 3, 5], [0, 1, 2]]),
         ("max_positive_similarity", 0.75, [[0, 2, 3, 4], [0, 2, 3, 5]]),
         ("max_positive_similarity", 0.0, [[], [2, 5]]),
+        # Of the queries' own 0.75 and -0.25: at most 0.75 - 0.75 * 0.2, and at most -0.25 - 0.25 * (1 - ratio).
+        ("max_relative_positive_similarity", 1.0, [[0, 2, 3, 4], []]),
+        ("max_relative_positive_similarity", 0.8, [[0, 4], []]),
+        ("max_relative_positive_similarity", 2.0, [[0, 1, 2, 3, 4, 5], [2, 5]]),
         # "one" has one word, "two words" two; the empty place is looked at as the first text.
         ("min_words", 2, [[0, 1, 3, 4, 5], [0, 1, 3, 4, 5]]),
         ("min_words", 3, [[4], [4]]),
@@ -128,14 +138,14 @@ def test_all_rules_at_once_in_order(known):
         "max_score": 0.8,
         "min_score": -0.8,
         "max_positive_similarity": 0.9,
+        "max_relative_positive_similarity": 0.9,
         "min_words": 1,
         "exclude_pattern": "x",
     }
     mine = torch.zeros(2, 6, dtype=torch.bool)
     found = masks(known, extra_filters={"b": lambda *_: mine, "a": lambda *_: ~mine}, **config)
-    # The last two apply where anchors are searched, and where there is a guide.
-    assert RULES[-2:] == ("shared_positive", "guide")
-    assert tuple(found) == (*RULES[:-2], "b", "a")
+    # The other two apply where anchors are searched, and where there is a guide.
+    assert list(found) == [*(name for name in RULES if name not in ("shared_positive", "guide")), "b", "a"]
     assert not found["b"].any() and found["a"].all()
 
 
@@ -222,6 +232,10 @@ def with_additions():
     return pair_up(anchors, numbered), numbered.corpus
 
 
+WRITTEN = torch.tensor([0, 0, 1, 1, 1, 4, 5], dtype=torch.int8).expand(3, 7)
+"""The sources of these texts: dense, anchors, and the last two synthetic and given."""
+
+
 def test_other_anchors_and_synthetic_texts(with_additions):
     """Anchors with the same answer go; rules against unlabelled answers leave synthetic texts alone, others do not."""
     corpus_ids = torch.tensor([[0, 1, 2, 3, 4, 5, 6]]).expand(3, 7)
@@ -235,24 +249,144 @@ def test_other_anchors_and_synthetic_texts(with_additions):
         scores=scores,
         similarities=scores,
         positive_scores=torch.full((3,), 0.5),
+        lowest_positive_similarities=torch.full((3,), 0.5),
         positive_similarity=scores,
         guide_gap=scores,
+        sources=WRITTEN,
     )
     rules = {
         "absolute_margin": 0.1,
         "relative_margin": 0.1,
         "max_score": 0.8,
         "max_positive_similarity": 0.5,
+        "max_relative_positive_similarity": 0.7,
         "min_words": 5,
         "exclude_pattern": "not",
     }
-    result = masks(with_additions, found=found, **rules)
+    result = masks(with_additions, found=found, guide_margin=0.0, **rules)
     assert kept(result["anchor"]) == [[0, 1, 3, 4, 5, 6], [0, 1, 2, 4, 5, 6], [0, 1, 2, 3, 5, 6]]
     # Each query's own text is the business of the rule "anchor" alone.
     assert kept(result["shared_positive"]) == [[0, 1, 2, 4, 5, 6], [0, 1, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]
     assert kept(result["positive"]) == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 2, 3, 4, 5, 6]]
-    for name in ("absolute_margin", "relative_margin", "max_score", "max_positive_similarity", "guide"):
+    guards = [name for name, rule in RULES.items() if rule.guards]
+    assert guards == ["absolute_margin", "relative_margin", "max_score", "max_positive_similarity",
+                      "max_relative_positive_similarity", "guide"]  # fmt: skip
+    for name in guards:
         assert kept(result[name]) == [[5, 6]] * 3, name
     assert not result["min_words"].any()
     assert not masks(with_additions, found=found, min_score=0.95)["min_score"].any()
     assert kept(result["exclude_pattern"]) == [[0, 1, 2, 3, 4]] * 3
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_holds_under_the_name_of_its_field():
+    """Each rule that is no fixed one is in force where a field of its name is set, and only there."""
+    assert {name for name, rule in RULES.items() if rule.always} == {"anchor", "positive", "shared_positive"}
+    fields = set(MiningConfig.__dataclass_fields__)
+    assert set(RULES) - fields == {"anchor", "positive", "shared_positive", "guide"}
+
+
+EXAMPLES = {
+    "absolute_margin": 0.1,
+    "relative_margin": 0.1,
+    "max_score": 0.9,
+    "min_score": 0.1,
+    "max_positive_similarity": 0.9,
+    "max_relative_positive_similarity": 0.9,
+    "min_words": 2,
+    "exclude_pattern": "x",
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_depth_derives_from_the_table(name):
+    """A recipe looks deeper exactly where a rule that may remove the closest is in force."""
+    config = MiningConfig(**{name: EXAMPLES[name]})
+    deep = {"is_guided": False, "is_filtered": False, "is_rescored": False}
+    assert looks_deep(config, **deep) == RULES[name].may_remove_closest == (name != "min_score")
+    assert looks_deep(config, **{**deep, "is_rescored": True})
+    assert not looks_deep(MiningConfig(), **{**deep, "is_rescored": True})
+
+
+@pytest.mark.parametrize("name", ["is_guided", "is_filtered"])
+def test_guides_and_filters_of_the_caller_look_deep(name):
+    """They may remove the closest."""
+    deep = {"is_guided": False, "is_filtered": False, "is_rescored": False}
+    assert not looks_deep(MiningConfig(), **deep) and looks_deep(MiningConfig(), **{**deep, name: True})
+
+
+def test_every_rule_of_the_table_is_tried():
+    """A rule that is added has an example here."""
+    assert set(EXAMPLES) == set(RULES) & set(MiningConfig.__dataclass_fields__)
+
+
+def keeps_even(facts: Facts) -> torch.Tensor:
+    """Keep texts of an even number."""
+    return facts.candidates.corpus_ids % 2 == 0
+
+
+@pytest.mark.parametrize("may_remove_closest", [False, True])
+def test_a_rule_in_the_table_is_enough(monkeypatch, may_remove_closest):
+    """A line in the table gives the mask, the counts in the report, and the depth."""
+    monkeypatch.setitem(filters.RULES, "even", Rule(keeps_even, may_remove_closest=may_remove_closest))
+    corpus = [f"d {angle}°" for angle in range(50, 90)]
+    pair = [("q 0°", "p 40°")]
+    found = mined(pair, Model(by_angle), corpus, num_negatives=3)
+    # Among 3 + 1 (positive) retrieved places at first, or 10 times as many: 40 (positive), 50 … of which 50, 52 are even.
+    wanted = [f"d {angle}°" for angle in ((50, 52, 54) if may_remove_closest else (50, 52))]
+    assert texts_of(found) == [wanted]
+    assert list(found.report.removed) == ["anchor", "positive", "even"]
+    # The positive has the number 40, which is even.
+    assert found.report.removed["even"] == found.report.removed_alone["even"] == (15 if may_remove_closest else 2)
+    assert found.report.num_candidates == (32 if may_remove_closest else 5)
+    assert "- even" in str(found.report)
+    monkeypatch.delitem(filters.RULES, "even")
+    off = mined(pair, Model(by_angle), corpus, num_negatives=3)
+    assert texts_of(off) == [["d 50°", "d 51°", "d 52°"]] and "even" not in off.report.removed
+
+
+def test_a_rule_with_a_field_is_in_force_where_the_field_is_set(monkeypatch):
+    """The field of its name decides on depth, and a rule that compares with positives is given their similarities."""
+    seen = []
+
+    def keeps(facts: Facts) -> torch.Tensor | None:
+        if facts.config.min_words is None:
+            return None
+        seen.append(facts.candidates.positive_similarity)
+        return torch.ones(facts.candidates.corpus_ids.shape, dtype=torch.bool)
+
+    monkeypatch.setitem(filters.RULES, "min_words", Rule(keeps, may_remove_closest=True, compares_positives=True))
+    corpus = [f"d {angle}°" for angle in range(50, 90)]
+    found = mined([("q 0°", "p 40°")], Model(by_angle), corpus, num_negatives=3, min_words=0)
+    assert found.report.num_candidates == 32
+    assert seen[0][0, :2].tolist() == pytest.approx([1.0, math.cos(math.radians(10))], abs=1e-6)
+    assert mined([("q 0°", "p 40°")], Model(by_angle), corpus, num_negatives=3).report.num_candidates == 5
+
+
+def test_a_rule_that_guards_lets_written_texts_through(monkeypatch, with_additions):
+    """What holds off unlabelled answers does not hold for texts that are known to be wrong; the flag says so."""
+    corpus_ids = torch.arange(7).expand(3, 7)
+    scores = torch.full((3, 7), 0.9)
+    found = candidates(None, query_ids=torch.arange(3), corpus_ids=corpus_ids, scores=scores, similarities=scores,
+                       sources=WRITTEN)  # fmt: skip
+    for guards, expected in ((True, [5, 6]), (False, [])):
+        rule = Rule(lambda facts: torch.zeros(facts.candidates.corpus_ids.shape, dtype=torch.bool), guards=guards)
+        monkeypatch.setitem(filters.RULES, "nothing", rule)
+        assert kept(masks(with_additions, found=found)["nothing"]) == [expected] * 3
+
+
+def test_a_tally_counts_alone_and_together(known):
+    """What each rule removes, and what no other rule removes, of the queries that count."""
+    found = candidates(known)
+    some = {"a": found.corpus_ids > 1, "b": found.corpus_ids > 3}
+    keep = some["a"] & some["b"] & found.is_present
+    tally = Tally()
+    tally.count(found, some, keep, torch.tensor([True, False]))
+    assert (tally.num_candidates, tally.num_kept) == (6, 2)
+    assert (tally.removed, tally.removed_alone) == ({"a": 2, "b": 4}, {"a": 0, "b": 2})
+    tally.count(found, some, keep, torch.tensor([False, True]))
+    # The second query found 6, 1, 2, 3, 4 and nothing.
+    assert (tally.num_candidates, tally.num_kept) == (11, 4)
+    assert (tally.removed, tally.removed_alone) == ({"a": 3, "b": 7}, {"a": 0, "b": 4})

@@ -10,6 +10,8 @@ import torch
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
+from st_hardneg.candidates import is_repeated
+from tests.conftest import other_model, random_texts
 
 ANGLES = [20, 35, 41, 45, 60, 90, 120]
 # Toy B of the field's literature as rebuilt for this project: query at 0°, positive at 40°, documents at known angles.
@@ -97,39 +99,13 @@ def test_equal_texts_are_one_candidate(protractor):
     assert angles_of(found) == [10, 20, 30]
 
 
-def test_one_heavy_query_does_not_deepen_the_search_of_others(protractor):
-    """200 positives of one query leave the number of candidates of the others as it was."""
-
-    class Spy:
-        def __init__(self) -> None:
-            self.asked: list[tuple[int, int]] = []
-
-        def index(self, corpus_embeddings, similarity_fn_name):
-            self.corpus = corpus_embeddings
-
-        def search(self, query_embeddings, k):
-            self.asked.append((len(query_embeddings), k))
-            scores, ids = (query_embeddings @ self.corpus.T).topk(k, dim=1)
-            return ids, scores
-
-    rows = [("q 0°", f"p{i} {i % 360}°") for i in range(200)] + [(f"r {i}°", f"s {i}°") for i in range(1, 301)]
-    pairs = Dataset.from_dict({"anchor": [a for a, _ in rows], "positive": [b for _, b in rows]})
-    spy = Spy()
-    config = MiningConfig(num_negatives=3, query_chunk_size=100)
-    HardNegativeDataset(pairs, None, config, searcher=spy).mine(protractor, show_progress_bar=False)
-    assert max(k for _, k in spy.asked[:-1]) == 5
-    assert spy.asked[-1][1] > 200
-
-
 @pytest.mark.parametrize("strategy", ["top", "random"])
 def test_chunking_changes_nothing(bag_of_words, word_pairs, strategy):
     """The same negatives come out whatever the chunk sizes, drawn or not."""
     results = []
     for chunks in ((1, 7), (5, 100_000), (512, 3)):
-        config = MiningConfig(
-            sampling_strategy=strategy, range_max=20, query_chunk_size=chunks[0], corpus_chunk_size=chunks[1]
-        )
-        found = HardNegativeDataset(word_pairs, config=config)
+        config = MiningConfig(sampling_strategy=strategy, range_max=20)
+        found = HardNegativeDataset(word_pairs, config=config, query_chunk_size=chunks[0], corpus_chunk_size=chunks[1])
         found.mine(bag_of_words, show_progress_bar=False)
         results.append(found.negative_ids)
     assert (results[0] == results[1]).all() and (results[0] == results[2]).all()
@@ -165,15 +141,13 @@ def test_random_draws_are_uniform(protractor):
 @pytest.mark.parametrize("use_faiss", [False, True])
 def test_equals_brute_force(bag_of_words, similarity, use_faiss):
     """With every similarity, exact and FAISS, negatives and scores are those of a loop in plain NumPy."""
-    from tests.conftest import random_texts
-
     if use_faiss:
         pytest.importorskip("faiss")
     bag_of_words.similarity_fn_name = similarity
     texts = list(dict.fromkeys(random_texts(200, seed=5)))
     pairs = Dataset.from_dict({"anchor": texts[:40], "positive": texts[40:80]})
-    config = MiningConfig(num_negatives=4, absolute_margin=0.01, use_faiss=use_faiss)
-    found = HardNegativeDataset(pairs, texts[80:], config)
+    config = MiningConfig(num_negatives=4, absolute_margin=0.01)
+    found = HardNegativeDataset(pairs, texts[80:], config, use_faiss=use_faiss)
     found.mine(bag_of_words, show_progress_bar=False)
 
     corpus = found.corpus.texts.take(range(len(found.corpus)))
@@ -235,41 +209,9 @@ def test_a_cross_encoder_reorders_and_filters(protractor):
     np.testing.assert_allclose(found.negative_scores[0], np.cos(np.radians([20, 10])), atol=1e-6)
 
 
-def test_shortfall_drop_leaves_slots_empty(protractor):
-    """Missing negatives are -1, with the score -inf, and are counted."""
-    found = mine(protractor, CORPUS[:3], num_negatives=4)
-    assert found.negative_ids.tolist() == [[1, 2, -1, -1]]
-    assert found.negative_scores[0, 2:].tolist() == [-math.inf, -math.inf]
-    assert (found.report.num_missing, found.report.num_incomplete_rows) == (2, 1)
-
-
-def test_shortfall_repeat(protractor):
-    """The row's own negatives are repeated in turn."""
-    found = mine(protractor, CORPUS[:3], num_negatives=5, shortfall="repeat")
-    assert found.negative_ids.tolist() == [[1, 2, 1, 2, 1]]
-    assert found.report.num_repeated == 3
-
-
-def test_shortfall_random_passes_every_filter(protractor):
-    """Random texts fill the slots, none of them filtered, the positive or the anchor."""
-    corpus = [f"d {angle}°" for angle in range(360)]
-    found = mine(
-        protractor, corpus, num_negatives=8, range_max=8, relative_margin=0.3, shortfall="random", max_score=0.2
-    )
-    scores = found.negative_scores[0]
-    assert (found.negative_ids >= 0).all() and len(set(found.negative_ids[0].tolist())) == 8
-    assert (scores <= 0.2).all() and found.report.num_random == 8
-
-
-def test_shortfall_error_names_a_query(protractor):
-    """The error says how many queries lack negatives, and names one."""
-    with pytest.raises(MiningError, match=r"too few for 1 of 1 queries \(1 empty slots\), such as 'q 0°'"):
-        mine(protractor, CORPUS[:3], num_negatives=3, shortfall="error")
-
-
 def test_nothing_found_is_an_error_that_names_the_rule(protractor):
     """If the filters remove everything, the error says which removed most."""
-    with pytest.raises(MiningError, match=r"the filters removed all \(.*Loosen `max_score`"):
+    with pytest.raises(MiningError, match=r"the rules removed all \(.*Loosen `max_score`"):
         mine(protractor, max_score=-0.9)
 
 
@@ -284,3 +226,20 @@ def test_the_report_counts_alone_and_together(protractor):
     assert report.scores["negative"]["max"] == pytest.approx(math.cos(math.radians(45)), abs=1e-6)
     assert report.to_dict()["config"]["relative_margin"] == 0.05
     assert "relative_margin" in str(report) and "semi-hard 33.3%" in str(report)
+
+
+def test_wide_rows_take_no_quadratic_memory():
+    """500 negatives a row from two sources, twice: memory for all pairs of a row would be gigabytes."""
+    import resource
+
+    texts = list(dict.fromkeys(random_texts(500, seed=8, length=2)))
+    pairs = Dataset.from_dict({"anchor": texts[:60], "positive": texts[60:120]})
+    corpus = [f"{one} {number}" for number, one in enumerate(texts * 5)]
+    config = MiningConfig(num_negatives=500, random_rate=0.5, sources={"dense": 400, "random": 100})
+    hard_negatives = HardNegativeDataset(pairs, corpus, config)
+    hard_negatives.mine(other_model(0), show_progress_bar=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hard_negatives.mine(other_model(1), show_progress_bar=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+    ids = torch.from_numpy(hard_negatives.negative_ids)
+    assert bool((ids >= 0).all()) and not bool(is_repeated(ids).any())
