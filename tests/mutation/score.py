@@ -47,7 +47,6 @@ DESELECTED = [
     # Is about other processes, for which mutants are out of reach, or counts on a machine that is not busy.
     "tests/live/test_table.py::test_a_mapped_file_stands_in_where_shared_memory_is_too_small",
     "tests/live/test_dataset.py::test_workers_follow_refreshes",
-    "tests/live/test_view.py::test_what_identifies_a_view_changes_with_a_refresh_and_costs_nothing",
 ]
 CPU_SECONDS, SECONDS = 20, 120
 """A mutant that computes or waits longer than this hangs, which a run of the tests would show."""
