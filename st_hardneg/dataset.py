@@ -199,12 +199,21 @@ class HardNegativeDataset(MinedDataset):
 
     # --- mining -------------------------------------------------------------------------------------------------------
 
-    def mine(self, model: Any, *, semi_hard_margin: float = 0.2, show_progress_bar: bool = True) -> MiningReport:
+    def mine(
+        self,
+        model: Any,
+        *,
+        router_mapping: Mapping[str, str] | None = None,
+        semi_hard_margin: float = 0.2,
+        show_progress_bar: bool = True,
+    ) -> MiningReport:
         """Mine negatives with the model as it is now, in place. Live views show them at once.
 
         Args:
             model: The model to search with: a SentenceTransformer, or an object with ``encode_query`` and
                 ``encode_document``.
+            router_mapping: The route of a Router that the anchor and the positive column go through, as for the training
+                arguments of this name, such as ``{"question": "query", "answer": "document"}``.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives; changes no result.
             show_progress_bar: Whether to show progress.
 
@@ -214,9 +223,17 @@ class HardNegativeDataset(MinedDataset):
         Raises:
             MiningError: If not one negative is found, an embedding is not finite, or ``shortfall="error"`` and a
                 query has too few. The earlier negatives stay as they were.
-            ValueError: If the model's similarity cannot be searched by.
+            ValueError: If the model's similarity cannot be searched by, or a route is given to another column.
         """
-        encodings = Encodings.from_config(self.config, self.batch_size)
+        routes = dict(router_mapping or {})
+        encodings = Encodings.from_config(self.config, self.batch_size).routed(
+            routes.pop(self.anchor_column_name, None), routes.pop(self.positive_column_name, None)
+        )
+        if unknown := [name for name in routes if not name.startswith("negative_")]:
+            raise ValueError(
+                f"Expected `router_mapping` to name the columns {self.anchor_column_name!r} and "
+                f"{self.positive_column_name!r}, got {unknown}."
+            )
         mining = self.compute_mining(
             model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
         )
