@@ -64,13 +64,6 @@ class Encodings:
             Encoding("document", config.corpus_prompt_name, config.corpus_prompt, batch_size),
         )
 
-    def routed(self, queries: str | None, corpus: str | None) -> Encodings:
-        """Return a copy that goes through these routes of a Router, where they are given."""
-        return Encodings(
-            replace(self.queries, task=queries or self.queries.task),
-            replace(self.corpus, task=corpus or self.corpus.task),
-        )
-
     def replace_both(self, **changes: Any) -> Encodings:
         """Return a copy in which both kinds have these changes."""
         return Encodings(replace(self.queries, **changes), replace(self.corpus, **changes))

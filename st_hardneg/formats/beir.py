@@ -95,8 +95,8 @@ def _judgements(qrels: BeirTable, anchors: Mapping[str, str], texts: Mapping[str
         logger.warning(f"{repeated:,} judgements repeat a pair of ids that is judged already, and count once.")
     if contradicting:
         logger.warning(
-            f"{len(contradicting):,} pairs of ids have grades that contradict each other, such as {next(iter(contradicting))}; "
-            "the highest one counts."
+            f"{len(contradicting):,} pairs of ids have grades that contradict each other, such as "
+            f"{next(iter(contradicting))}; the highest one counts."
         )
     return grades
 
