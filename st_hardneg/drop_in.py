@@ -136,6 +136,8 @@ def mine_hard_negatives(
     # Infinite bounds bound nothing.
     max_score = None if max_score == math.inf else max_score
     min_score = None if min_score == -math.inf else min_score
+    if isinstance(corpus, Iterator):
+        corpus = list(corpus)
     given = corpus if corpus is not None and len(corpus) else None
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)

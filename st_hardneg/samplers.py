@@ -121,7 +121,7 @@ class NoDuplicatePairsBatchSampler(DefaultBatchSampler):
 class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
     """Batches of anchors about one topic each, so that in-batch negatives are hard, too.
 
-    Topics are clusters of the anchors' embeddings, made anew at each mining: set ``MiningConfig(num_topics=...)``. Every
+    Topics are clusters of the anchors' embeddings, made anew at each mining: pass ``num_topics`` to the dataset. Every
     epoch, the rows of each topic are shuffled and cut into batches; what is left over of one topic shares a batch with
     the next one; the order of batches is random. Topics that a refresh has found hold from the next epoch on. No anchor
     or positive occurs twice in a batch, as with :class:`NoDuplicatePairsBatchSampler`. Where duplicates leave too few
@@ -133,7 +133,7 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
     Use:
         ::
 
-            config = MiningConfig(num_topics=len(pairs) // 200)
+            hard_negatives = HardNegativeDataset(pairs, num_topics=len(pairs) // 200)
             args = SentenceTransformerTrainingArguments(..., batch_sampler=TopicAwareBatchSampler)
 
     Args:
@@ -186,7 +186,7 @@ class TopicAwareBatchSampler(NoDuplicatePairsBatchSampler):
             return topics
         raise ValueError(
             "Expected a live view of a dataset that was mined with topics, got a dataset without any. Set "
-            "`MiningConfig(num_topics=...)`, mine, and train on `hard_negatives.as_dataset()`."
+            "`HardNegativeDataset(num_topics=...)`, mine, and train on `hard_negatives.as_dataset()`."
         )
 
 

@@ -68,7 +68,7 @@ def planted_model(shift=0):
 def planted(**config) -> HardNegativeDataset:
     pairs = Dataset.from_dict({"anchor": PLANTED, "positive": ANSWERS})
     hard_negatives = HardNegativeDataset(
-        pairs, OTHERS, MiningConfig(**{"num_negatives": 1, "num_topics": NUM_TOPICS, **config})
+        pairs, OTHERS, MiningConfig(**{"num_negatives": 1, **config}), num_topics=NUM_TOPICS
     )
     hard_negatives.mine(planted_model(), show_progress_bar=False)
     return hard_negatives
@@ -165,7 +165,8 @@ def test_no_text_occurs_twice_in_a_batch_of_topics(drop_last):
     hard_negatives = HardNegativeDataset(
         Dataset.from_dict({"anchor": anchors, "positive": positives}),
         OTHERS,
-        MiningConfig(num_negatives=1, num_topics=3),
+        MiningConfig(num_negatives=1),
+        num_topics=3,
     )
     hard_negatives.mine(planted_model(), show_progress_bar=False)
     view = hard_negatives.as_dataset()
@@ -186,7 +187,8 @@ def test_as_many_batches_as_the_trainer_counts_on():
     hard_negatives = HardNegativeDataset(
         Dataset.from_dict({"anchor": anchors, "positive": ANSWERS[:40]}),
         OTHERS,
-        MiningConfig(num_negatives=1, num_topics=2),
+        MiningConfig(num_negatives=1),
+        num_topics=2,
     )
     hard_negatives.mine(planted_model(), show_progress_bar=False)
     drawn = topic_batches(hard_negatives.as_dataset(), drop_last=True)
@@ -199,7 +201,7 @@ def test_a_dataset_without_topics_is_refused(word_pairs, bag_of_words):
     hard_negatives = HardNegativeDataset(word_pairs, config=MiningConfig(num_negatives=1))
     hard_negatives.mine(bag_of_words, show_progress_bar=False)
     for dataset in (word_pairs, hard_negatives.as_dataset(), hard_negatives.to_dataset()):
-        with pytest.raises(ValueError, match=r"a dataset without any\. Set `MiningConfig\(num_topics=\.\.\.\)`"):
+        with pytest.raises(ValueError, match=r"a dataset without any\. Set `HardNegativeDataset\(num_topics=\.\.\.\)`"):
             topic_batches(dataset)
 
 
@@ -241,7 +243,7 @@ def test_topics_of_a_refresh_hold_from_the_next_epoch_on(tmp_path, workers):
         args=topics_args(tmp_path, dataloader_num_workers=workers),
         train_dataset=hard_negatives.as_dataset(),
         loss=loss,
-        callbacks=[MiningCallback(hard_negatives, mining_steps=7, model=planted_model(shift))],
+        callbacks=[MiningCallback(hard_negatives, mining_steps=7, retriever=planted_model(shift))],
     ).train()
     assert len(loss.batches) == 45
 

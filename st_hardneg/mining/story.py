@@ -102,7 +102,8 @@ class Story:
         proposal = self.sources[name].propose(queries, wanted)
         assert isinstance(proposal, Proposal) and isinstance(proposal.ids, Tensor)
         self.search_seconds += time.perf_counter() - started
-        is_full = (proposal.ids >= 0).all(dim=1)
+        # Beside a query that looks deeper, places below a query's own depth may well be empty.
+        is_full = (proposal.ids >= 0).sum(dim=1) >= plan.reach(queries.ids)
         candidates = self._scored(name, queries, proposal, plan)
         masks, keep = self.judge.masks(candidates)
         allowed = keep & ~self.judge.is_same_text(candidates.corpus_ids, taken.ids) if taken.ids.shape[1] else keep

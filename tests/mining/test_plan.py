@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from st_hardneg import HardNegativeDataset, MiningConfig
-from tests.toys import Model, by_angle, mined, texts_of
+from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
+from st_hardneg.search import ExactSearcher
+from tests.toys import BOTH, Model, by_angle, mined, texts_of
 
 
 def test_one_heavy_query_does_not_deepen_the_search_of_others(protractor):
@@ -65,3 +66,86 @@ def test_raw_windows_are_those_of_flagembedding(window, expected):
     angles = [[int(text.split()[1].rstrip("°")) for text in texts] for texts in texts_of(found)]
     assert [angles[0], angles[1], angles[3]] == expected and angles[2] == angles[1]
     assert found.report.num_missing == 3 * (stop - start) - sum(map(len, expected))
+
+
+class Depths(ExactSearcher):
+    """An exact searcher that notes how deep it is asked to look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def search(self, query_embeddings, k):
+        self.asked.append(k)
+        return super().search(query_embeddings, k)
+
+
+def searched(corpus: list[str], **recipe) -> tuple[HardNegativeDataset, list[int]]:
+    """Mine for one query at 0° whose positive lies at 170°."""
+    searcher = Depths()
+    options = {"num_negatives": 2, "exclude_pattern": "bad", "shortfall": "random", **recipe}
+    found = mined([("q 0°", "p 170°")], Model(by_angle), corpus, {"searcher": searcher}, **options)
+    return found, searcher.asked
+
+
+SIXTY_BAD = [f"bad {0.5 * i}°" for i in range(60)] + [f"d {40 + i}°" for i in range(60)]
+
+
+def test_a_search_goes_on_until_enough_survive():
+    """Where the nearest 60 are filtered, `shortfall="random"` looks four times as deep before anything is drawn."""
+    found, asked = searched(SIXTY_BAD)
+    # A rule that removes the closest looks at 10 places per negative, one for the window and one for the positive.
+    assert asked == [22, 88]
+    assert texts_of(found) == [["d 40°", "d 41°"]] and found.report.num_mined == 2
+    # The report counts what was looked at in the end.
+    assert (found.report.num_candidates, found.report.removed["exclude_pattern"]) == (88, 60)
+    # With a range_max, or ranks as retrieved, the caller has said how deep; other policies leave slots empty or repeat.
+    for recipe, depth in (({"range_max": 21}, 22), ({"rank_window": "raw"}, 21)):
+        found, asked = searched(SIXTY_BAD, **recipe)
+        assert asked == [depth] and found.report.num_random == 2
+    for shortfall in ("drop", "repeat", "error"):
+        with pytest.raises(MiningError, match=r"the rules removed all|too few for 1 of 1 queries"):
+            searched(SIXTY_BAD, shortfall=shortfall)
+
+
+def test_a_search_ends_where_there_is_nothing_more():
+    """A corpus that was seen to its end is not searched again, however much is missing."""
+    for num_bad, expected in ((15, [17]), (25, [22, 27])):
+        found, asked = searched([*SIXTY_BAD[:num_bad], "d 50°"])
+        assert asked == expected
+        assert texts_of(found)[0][0] == "d 50°" and found.report.num_mined == 1
+
+
+def test_a_search_ends_at_a_depth():
+    """Where hardly anything passes in a corpus of thousands, it ends after some two thousand places."""
+    found, asked = searched([f"bad {0.01 * i}°" for i in range(3000)] + [f"d {60 + i}°" for i in range(100)])
+    assert asked == [22, 88, 352, 1408, 2048]
+    assert found.report.num_mined == 0 and found.report.num_candidates == 2048
+
+
+def test_only_the_search_by_the_model_goes_on():
+    """A search engine may be slow, and has no margin up to which to search: it is asked once."""
+
+    class Engine:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def propose(self, queries, plan):
+            self.asked.append(plan.depth)
+            return [range(plan.depth) for _ in queries.texts]
+
+    engine = Engine()
+    found, _ = searched(SIXTY_BAD, sources={"mine": (engine, 2)})
+    assert engine.asked == [22] and found.report.num_random == 2
+
+
+def test_how_deep_a_query_looks_does_not_depend_on_others():
+    """Beside a query with 80 positives, one whose best texts are filtered goes on as if it were alone."""
+    # Copies of anchors in the corpus are found in both spaces, and the second one leaves an empty place at the end.
+    pairs = [("q 0°", "p 170°"), *(("r 90°", f"s {100 + 0.5 * i}°") for i in range(80))]
+    corpus = [*SIXTY_BAD, "R  90°"]
+    recipe = {"num_negatives": 2, "exclude_pattern": "bad", "shortfall": "random", "search_spaces": BOTH}
+    alone, together = (mined(pairs, Model(by_angle), corpus, {"query_chunk_size": size}, **recipe) for size in (1, 512))
+    assert texts_of(alone)[0] == ["d 40°", "d 41°"] and alone.report.num_random == 0
+    assert (alone.negative_ids == together.negative_ids).all()
+    assert alone.report.num_candidates == together.report.num_candidates

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,26 @@ def only(text: str, kind: str, count: int = 100, **arguments: object) -> set[str
     return set(KeywordEdits(count, kinds=(kind,), **arguments)([text])[0])
 
 
+def num_in_common(before: list[str], after: list[str]) -> int:
+    """Return the length of the longest common subsequence. `difflib` looks for long blocks, and finds less at times."""
+    lengths = [0] * (len(after) + 1)
+    for word in before:
+        last = 0
+        for place, other in enumerate(after, start=1):
+            last, lengths[place] = (
+                lengths[place],
+                last + 1 if word == other else max(lengths[place], lengths[place - 1]),
+            )
+    return lengths[-1]
+
+
 @quick
 @given(texts)
 def test_an_edit_keeps_the_wording(text):
     """Of the words, all but a few are in both texts."""
     for edited in KeywordEdits(3, kinds=("number", "antonym", "negation"))([text])[0]:
         before, after = (re.findall(r"\w+|\S", one) for one in (text, edited))
-        blocks = SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
-        assert len(before) - sum(block.size for block in blocks) <= 4
+        assert len(before) - num_in_common(before, after) <= 4
 
 
 def test_all_kinds_take_turns():
