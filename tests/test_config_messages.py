@@ -43,7 +43,8 @@ def test_another_name_is_answered_with_the_right_one(name, said, word_pairs):
 def test_speed_changes_no_recipe_and_no_fingerprint(bag_of_words, word_pairs):
     """A training that is resumed with another batch size goes on."""
     one, other = (
-        HardNegativeDataset(word_pairs, batch_size=size, query_chunk_size=size, corpus_chunk_size=size) for size in (7, 64)
+        HardNegativeDataset(word_pairs, batch_size=size, query_chunk_size=size, corpus_chunk_size=size)
+        for size in (7, 64)
     )
     assert one.config == other.config and one.data_fingerprint == other.data_fingerprint
     assert not {"batch_size", "query_chunk_size", "corpus_chunk_size", "use_faiss"} & set(one.config.to_dict())

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from st_hardneg.config import MiningConfig
-from st_hardneg.encoders.fingerprint import MAX_PROBES, PROBES, recipe_fingerprint, vectors_fingerprint, weights_fingerprint
+from st_hardneg.encoders.fingerprint import (
+    MAX_PROBES,
+    PROBES,
+    recipe_fingerprint,
+    vectors_fingerprint,
+    weights_fingerprint,
+)
 from st_hardneg.errors import MiningError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import require_extra
 from st_hardneg.sources.protocol import Plan, Proposal, Queries
 
-
 # Hits of searches that are kept for the next refresh: 12 bytes each.
 _MAX_KEPT = 20_000_000
 

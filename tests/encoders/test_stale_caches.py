@@ -7,9 +7,9 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from st_hardneg import HardNegativeDataset, HardNegativeMiner, mine_hard_negatives
+from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import DenseEncoder, Encodings
 from st_hardneg.encoders.fingerprint import weights_fingerprint
-from st_hardneg.config import MiningConfig
 from tests.conftest import WORDS, random_texts, word_model
 
 
@@ -61,7 +61,9 @@ def test_a_frozen_model_encodes_once(bag_of_words, word_pairs, monkeypatch):
     encoded = []
     real = type(bag_of_words).encode_document
     monkeypatch.setattr(
-        type(bag_of_words), "encode_document", lambda self, texts, **o: encoded.append(len(texts)) or real(self, texts, **o)
+        type(bag_of_words),
+        "encode_document",
+        lambda self, texts, **o: encoded.append(len(texts)) or real(self, texts, **o),
     )
 
     def mine() -> int:

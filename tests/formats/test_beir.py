@@ -167,7 +167,7 @@ def test_judgements_that_repeat_or_contradict_each_other_count_once(caplog):
 
 @pytest.mark.parametrize("kind", [float, lambda number: f"{number}.0", int, str])
 def test_ids_that_have_become_floats_are_found(kind):
-    """pandas reads a column of whole numbers as floats where one is missing."""
+    """Pandas reads a column of whole numbers as floats where one is missing."""
     corpus = [{"_id": str(number), "text": f"text {number}"} for number in (1, 2)]
     queries = [{"_id": 7, "text": "what"}]
     pairs, documents = read_beir(corpus, queries, [{"query-id": kind(7), "corpus-id": kind(2), "score": 1}])

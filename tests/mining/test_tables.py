@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.mining.filters import RULES, looks_deep
