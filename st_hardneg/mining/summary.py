@@ -173,8 +173,8 @@ def _notes(run: Run, slots: list[int], negatives: Negatives) -> list[str]:
     if (twins := _share_of_twins(run.scoring, negatives)) > _MANY_TWINS:
         notes.append(
             f"{twins:.0%} of the negatives have the very vector of a right answer, so that no training can tell them "
-            "apart. Texts that share a long beginning are cut to the same one: raise `model.max_seq_length`, or put what differs "
-            "first."
+            "apart. Texts that share a long beginning are cut to the same one: raise `model.max_seq_length`, or put what "
+            "differs first."
         )
     if run.recall is not None and run.recall < _LEAST_RECALL:
         notes.append(

@@ -1,4 +1,4 @@
-"""Which texts count as one: copies of a right answer are no negatives, and what is merged is counted and can be switched off."""
+"""Which texts count as one: copies of a right answer are no negatives, and what is merged is counted, and can be kept apart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_copy_of_the_positive_with_an_invisible_character_is_no_negative(chara
 
 
 def test_answers_that_differ_in_a_superscript_are_merged_counted_and_can_be_kept_apart(bag_of_words):
-    """2⁵ is 25 for Unicode's normal form, and not for a quiz: the report counts it, and `identity="exact"` tells them apart."""
+    """2⁵ is 25 for Unicode's normal form, and not for a quiz: the report counts it, and `identity="exact"` keeps them."""
     corpus = ["25", "2⁵", "52", "10"]
     merged = mined(QUIZ, corpus, model=bag_of_words, n=3)
     assert "1 texts count as the same as another one" in repr(merged)

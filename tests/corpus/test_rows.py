@@ -1,4 +1,4 @@
-"""The rows that are handed in: columns by name and by place, ids, labels, transforms, given negatives. Nothing is ignored."""
+"""The rows that are handed in: columns by name and by place, ids, labels, given negatives. Nothing is ignored."""
 
 from __future__ import annotations
 

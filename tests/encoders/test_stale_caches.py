@@ -56,7 +56,7 @@ def test_no_cache_returns_vectors_of_another_model(word_pairs, tmp_path):
 
 
 def test_a_frozen_model_encodes_once(bag_of_words, word_pairs, monkeypatch):
-    """A retriever that is not trained finds the same vectors at every refresh; once it has changed, they are computed anew."""
+    """A retriever that is not trained finds the same vectors at every refresh; once it has changed, they are new."""
     found = HardNegativeDataset(word_pairs, num_negatives=1)
     encoded = []
     real = type(bag_of_words).encode_document

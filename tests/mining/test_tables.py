@@ -1,4 +1,4 @@
-"""A new rule or strategy is a line in one table: depth, draws and counts follow, and nothing draws uniformly in silence."""
+"""A new rule or strategy is a line in one table: depth, draws and counts follow, and nothing is drawn in silence."""
 
 from __future__ import annotations
 
