@@ -1,4 +1,4 @@
-"""Which texts count as one: copies of a right answer are no negatives, and what is merged is counted, and can be kept apart."""
+"""Which texts count as one: copies of a right answer are no negatives, and what is merged is counted and can be kept."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_ids_that_have_become_floats_are_found(kind):
     """Pandas reads a column of whole numbers as floats where one is missing."""
     corpus = [{"_id": str(number), "text": f"text {number}"} for number in (1, 2)]
     queries = [{"_id": 7, "text": "what"}]
-    pairs, documents = read_beir(corpus, queries, [{"query-id": kind(7), "corpus-id": kind(2), "score": 1}])
+    pairs, _ = read_beir(corpus, queries, [{"query-id": kind(7), "corpus-id": kind(2), "score": 1}])
     assert pairs[0]["positive"] == "text 2" and pairs[0]["query-id"] == "7"
     as_floats = [{**row, "_id": float(row["_id"])} for row in corpus]
     assert read_beir(as_floats, queries, [{"query-id": "7", "corpus-id": "2", "score": 1}])[1]["_id"][:] == ["1", "2"]
