@@ -23,7 +23,7 @@ def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[
     Every rest of a docstring is in the corpus, those of the test queries included.
     """
     pairs: dict[str, str] = {}
-    for docstring in sorted(set(_docstrings())):
+    for docstring in sorted(set(docstrings_below(sysconfig.get_path("stdlib")))):
         summary, _, rest = docstring.partition("\n\n")
         summary, rest = " ".join(summary.split()), " ".join(rest.split())
         if len(summary.split()) >= 3 and len(rest.split()) >= 8:
@@ -41,12 +41,13 @@ def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[
     )
 
 
-def _docstrings() -> Iterator[str]:
-    for folder, subfolders, files in os.walk(sysconfig.get_path("stdlib")):
+def docstrings_below(folder: str) -> Iterator[str]:
+    """Yield the docstrings of all modules in a folder and below."""
+    for place, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED)
         for file in sorted(files):
             if file.endswith(".py"):
-                yield from _docstrings_of(os.path.join(folder, file))
+                yield from _docstrings_of(os.path.join(place, file))
 
 
 def _docstrings_of(path: str) -> Iterator[str]:

@@ -16,16 +16,23 @@ if TYPE_CHECKING:
     from st_hardneg.sources.values import Texts, Where, Written
     from st_hardneg.strategies import Adaptive, Distance, Easy, LogRank, SimANS, Softmax
     from st_hardneg.training.callback import MiningCallback
+    from st_hardneg.training.curriculum import Curriculum, Stage
+    from st_hardneg.training.schedules import Constant, Cosine, Exponential, Linear, PerEpoch, Progress, Step
 
 __version__ = "0.1.0"
 __all__ = [
     "Adaptive",
+    "Constant",
+    "Cosine",
+    "Curriculum",
     "Distance",
     "Easy",
+    "Exponential",
     "Guide",
     "HardNegativeDataset",
     "HardNegativeError",
     "HardNegativeMiner",
+    "Linear",
     "LogRank",
     "MiningCallback",
     "MiningConfig",
@@ -33,8 +40,12 @@ __all__ = [
     "MiningReport",
     "MissingExtraError",
     "NotMinedError",
+    "PerEpoch",
+    "Progress",
     "SimANS",
     "Softmax",
+    "Stage",
+    "Step",
     "Texts",
     "Where",
     "Written",
@@ -52,6 +63,8 @@ _ROOMS = {
     "sources.values": ("Texts", "Where", "Written"),
     "strategies": ("Adaptive", "Distance", "Easy", "LogRank", "SimANS", "Softmax"),
     "training.callback": ("MiningCallback",),
+    "training.curriculum": ("Curriculum", "Stage"),
+    "training.schedules": ("Constant", "Cosine", "Exponential", "Linear", "PerEpoch", "Progress", "Step"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

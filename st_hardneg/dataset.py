@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -15,7 +16,7 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.encoders.prompts import training_encodings
+from st_hardneg.encoders.prompts import training_encodings, with_texts
 from st_hardneg.export import MinedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
@@ -179,6 +180,8 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         *,
         args: TrainingArguments | None = None,
         dataset_name: str | None = None,
+        prompts: Any = None,
+        router_mapping: Any = None,
         semi_hard_margin: float = 0.2,
         show_progress_bar: bool = True,
     ) -> MiningReport:
@@ -188,8 +191,11 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
             model: The model to search with: a SentenceTransformer, or an object with ``encode_query`` and
                 ``encode_document``.
             args: Training arguments, whose prompts and routes are then used, as refreshes in that training use them;
-                those of the recipe come first. None: the recipe's prompts, or else the model's own.
+                those of the recipe come first. None: ``prompts`` and ``router_mapping``.
             dataset_name: The trainer's name for this dataset, if it trains on several and ``args`` go by name.
+            prompts: Prompts of the columns, as training arguments have them. None: the recipe's, or else the model's own.
+            router_mapping: Routes of a Router that the columns go through, as training arguments have them, such as
+                ``{"question": "query", "answer": "document"}``.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives; changes no result.
             show_progress_bar: Whether to show progress.
 
@@ -199,17 +205,15 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         Raises:
             MiningError: If not one negative is found, an embedding is not finite, or ``shortfall="error"`` and a
                 query has too few. The earlier negatives stay as they were.
-            ValueError: If the model's similarity cannot be searched by.
+            ValueError: If the model's similarity cannot be searched by, or prompts or routes name another column.
         """
-        if args is None:
-            encodings = Encodings.from_config(self.config, self.batch_size)
-        else:
-            encodings = training_encodings(self, args, dataset_name)
+        given = args or SimpleNamespace(prompts=prompts, router_mapping=router_mapping)
+        encodings = training_encodings(self, given, dataset_name, keeps_own=args is None and prompts is None)
         mining = self.compute_mining(
             model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
         )
         self.live.apply(mining)
-        self.live.encodings = encodings
+        self.live.encodings = with_texts(model, encodings)
         self.live.publish_topics()
         return mining.report
 

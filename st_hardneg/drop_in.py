@@ -21,6 +21,7 @@ from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
 from st_hardneg.encoders import DenseEncoder, Encoder, Encodings
+from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.store import CachedEncoder
 from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
@@ -136,6 +137,8 @@ def mine_hard_negatives(
     # Infinite bounds bound nothing.
     max_score = None if max_score == math.inf else max_score
     min_score = None if min_score == -math.inf else min_score
+    if isinstance(corpus, Iterator):
+        corpus = list(corpus)
     given = corpus if corpus is not None and len(corpus) else None
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
@@ -191,7 +194,8 @@ def mine_hard_negatives(
             may_find_nothing=True,
             reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
         )
-        mining = mine(task, _encoder(model, encodings, cache_folder, say), config, show_progress_bar=True)
+        encoder = _encoder(model, encodings, cache_folder, say, pairs)
+        mining = mine(task, encoder, config, show_progress_bar=True)
     say("Negative candidates mined, preparing dataset...")
     rows = _distinct_rows(pairs)
     result, _ = write_rows(
@@ -341,14 +345,16 @@ def _make_searcher(use_faiss: bool, is_main: bool) -> Searcher:
     return FaissSearcher() if use_faiss else ExactSearcher()
 
 
-def _encoder(model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None]) -> Encoder:
+def _encoder(
+    model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None], pairs: Pairs
+) -> Encoder:
     """Return the model's encoder; it searches by the model's own callables, as ST does."""
     encoder = DenseEncoder(
         model, encodings, pairwise=model.similarity_pairwise, score_function=getattr(model, "similarity", None)
     )
     if not cache_folder:
         return encoder
-    fingerprint = encoder.fingerprint()
+    fingerprint = encoder.fingerprint(pairs.anchors.take(pairs.first_row[:MAX_PROBES]))
     if fingerprint is None:
         logger.warning(
             f"`cache_folder` is not used: {type(model).__name__} is no torch module, so its weights cannot be "

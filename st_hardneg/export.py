@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from st_hardneg.arguments import check_num_topics
 from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.known import KnownPositives
@@ -18,6 +19,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import NotMinedError
 from st_hardneg.files.save import SavedState, read, save
+from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
 from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
 from st_hardneg.mining.task import Task
@@ -197,6 +199,10 @@ class MinedDataset:
         path = os.fspath(dataset_path)
         saved = read(path, config=config)
         num_topics = saved.options.get("num_topics")
+        try:
+            check_num_topics(num_topics, saved.pairs.num_queries)
+        except (TypeError, ValueError) as error:
+            raise damaged(path, f"`num_topics` cannot be ({error})") from None
         helpers = Help(
             cross_encoder,
             guide,

@@ -107,9 +107,9 @@ class HardNegativeMiner:
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
         self._versions = weights_versions(model)
-        self._model_fingerprint = self._encoder.fingerprint()
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
+        self._model_fingerprint = self._encoder.fingerprint(texts)
         shards = self._encoder.corpus(texts, show_progress_bar=True)
         self._text_clusters: torch.Tensor | None = None
         self._doubt: float | None = None

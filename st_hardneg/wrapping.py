@@ -188,6 +188,12 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
         logger.warning(
             f"{pairs.num_unused_given:,} given negatives are not used, because their anchor has no positive."
         )
+    if identical := pairs.num_identical(corpus):
+        logger.warning(
+            f"The positive of {identical:,} of {pairs.num_rows:,} rows is the anchor itself, in whatever case, spacing or "
+            "Unicode form. It scores highest, so that margins keep nearly everything. Remove these rows, unless they are "
+            "meant, as for SimCSE."
+        )
     missing = wrapped.num_positives - wrapped.num_found
     if corpus.num_given and 2 * missing > wrapped.num_positives:
         logger.warning(

@@ -43,6 +43,11 @@ def test_datasets():
     hosts.replace_table(replaced, other.data)
     assert replaced[:] == {"a": [1, 2, 3]} and hosts.row_indices(replaced) is None
 
+    chosen = dataset.select([2, 0])
+    hosts.replace_table(chosen, other.data)
+    assert chosen[:] == {"a": [1, 2, 3]} and chosen.data is other.data
+    assert issubclass(hosts.InMemoryTable, hosts.TableBlock)  # a concatenation takes what is a block
+
     def transform(batch):
         return batch
 

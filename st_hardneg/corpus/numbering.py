@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from st_hardneg.corpus.texts import Ids, TextColumn
 _NONE: Ids = np.arange(0, dtype=np.int64)
 # What people put between title and text; a line break counts as a space.
 _TITLE_SEPARATORS = (" ", ". ", ": ", " - ")
+_BETWEEN = re.compile(r"\W+")
+_LONGEST_SEPARATOR = 6
 
 TextWriter = Callable[[list[str]], Sequence[Sequence[str]]]
 """Writes texts that are wrong answers: for each positive, none or several."""
@@ -250,9 +253,11 @@ class _Numbering:
             if not title:
                 continue
             forms = [f"{title}{separator}{text}" for separator in _TITLE_SEPARATORS] if joined else []
-            if text.startswith(title) and (body := text[len(title) :].lstrip(" .:-\n\t")):
-                forms = [body]
-            for form in forms:
+            rest = text[len(title) :] if text.startswith(title) else ""
+            if between := _BETWEEN.match(rest):
+                # Whatever stands between, such as a dash; the body may begin with a quotation mark of its own.
+                forms = [rest[stop:].strip() for stop in range(1, min(between.end(), _LONGEST_SEPARATOR) + 1)]
+            for form in filter(None, dict.fromkeys(forms)):
                 self.first_with_key.setdefault(self.key_of(form), self.identities[corpus_id])
 
 

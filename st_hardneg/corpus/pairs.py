@@ -76,6 +76,11 @@ class Pairs:
         counts: Ids = np.diff(self.positive_offsets)[self.group]
         return counts
 
+    def num_identical(self, corpus: Corpus) -> int:
+        """Count the rows whose positive is the anchor itself."""
+        own = self.own_identity[self.row_query]
+        return int(((own >= 0) & (own == corpus.identities[self.row_positive])).sum())
+
     def positives_of(self, query_id: int) -> Ids:
         """Return the corpus ids of a query's positives."""
         group = self.group[query_id]

@@ -177,7 +177,7 @@ def column_names(dataset: Dataset, anchor: str | None, positive: str | None) -> 
                 f"Expected another name than {name!r} for the column of {parameter}s: the mined dataset "
                 f"has a column of that name. Rename it with `dataset.rename_column({name!r}, 'text')`, for example."
             )
-        if parameter in chosen and name in names:
+        if parameter in chosen and name in names and name != parameter:  # a column of that very name is meant
             _refuse_ids(dataset, name, parameter)
     if anchor == positive:
         raise ValueError(f"Expected different columns for anchor and positive, got {anchor!r} for both.")

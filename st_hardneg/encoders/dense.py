@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from st_hardneg.config import MiningConfig
-from st_hardneg.encoders.fingerprint import PROBES, recipe_fingerprint, vectors_fingerprint, weights_fingerprint
+from st_hardneg.encoders.fingerprint import (
+    MAX_PROBES,
+    PROBES,
+    recipe_fingerprint,
+    vectors_fingerprint,
+    weights_fingerprint,
+)
 from st_hardneg.errors import MiningError
 
 logger = logging.getLogger(__name__)
@@ -112,14 +118,18 @@ class DenseEncoder:
                 yield encode(self.model, some, encoding)
                 progress.update(len(some))
 
-    def fingerprint(self) -> str | None:
-        """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen."""
+    def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
+        """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen.
+
+        Args:
+            probes: Texts of the data whose vectors go into it, besides :data:`PROBES`, whose words a model need not know.
+        """
         if not isinstance(self.model, nn.Module):
             return None
         both = (self.encodings.queries, self.encodings.corpus)
         recipe = [(one.task, one.prompt_name, one.prompt, one.normalize_embeddings) for one in both]
-        probes = [encode(self.model, list(PROBES), one) for one in both]
-        return recipe_fingerprint(weights_fingerprint(self.model), recipe, *map(vectors_fingerprint, probes))
+        vectors = [encode(self.model, [*PROBES, *probes[:MAX_PROBES]], one) for one in both]
+        return recipe_fingerprint(weights_fingerprint(self.model), recipe, *map(vectors_fingerprint, vectors))
 
 
 def similarity_name(model: Any) -> str:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 PROBES = ("What does the model make of a short question?", "And of a statement with 42 numbers, and CAPITALS.", "")
 """Texts whose vectors show what weights do not: numbers in plain attributes, another backend, a disabled adapter."""
 
+MAX_PROBES = 8
+"""Texts of the data that are encoded besides."""
+
 
 def vectors_fingerprint(vectors: Tensor) -> str:
     """Identify vectors, float of shape ``(m, dim)``, to three digits: more would tell one device from another."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from st_hardneg.config import MiningConfig
@@ -20,9 +21,11 @@ _OWN_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus
 
 def training_encodings(
     hard_negatives: HardNegativeDataset,
-    args: TrainingArguments,
+    args: TrainingArguments | SimpleNamespace,
     dataset_name: str | None = None,
     config: MiningConfig | None = None,
+    *,
+    keeps_own: bool = False,
 ) -> Encodings:
     """Return the prompts and routes that the trainer uses for this dataset, unless the config names its own.
 
@@ -31,6 +34,7 @@ def training_encodings(
         args: The training arguments: ``prompts`` and ``router_mapping``.
         dataset_name: The trainer's name for the dataset, if it trains on several.
         config: The recipe in force; the dataset's own if None.
+        keeps_own: Whether the model's own prompts hold where none are given. A trainer uses none of them.
     """
     config = config or hard_negatives.config
     encodings = Encodings.from_config(config, hard_negatives.batch_size)
@@ -38,7 +42,7 @@ def training_encodings(
     routes = getattr(args, "router_mapping", None)
 
     def adapted(encoding: Encoding, column: str, is_set: bool) -> Encoding:
-        if not is_set:
+        if not is_set and not keeps_own:
             # Without prompts in the arguments, the trainer trains without any; the model's default must not creep in.
             encoding = replace(encoding, prompt=for_column(prompts, column, dataset_name) or "")
         return replace(encoding, task=for_column(routes, column, dataset_name) or encoding.task)
@@ -70,6 +74,15 @@ def prompt_text(model: Any, encoding: Encoding) -> str:
     names = [encoding.prompt_name] if encoding.prompt_name is not None else _OWN_PROMPTS.get(encoding.task, ())
     name = next((name for name in names if name in prompts), getattr(model, "default_prompt_name", None))
     return prompts.get(name) or ""
+
+
+def with_texts(model: Any, encodings: Encodings) -> Encodings:
+    """Return the same with the texts of the prompts, as this model finds them, in place of their names."""
+
+    def resolved(encoding: Encoding) -> Encoding:
+        return replace(encoding, prompt=prompt_text(model, encoding), prompt_name=None)
+
+    return Encodings(resolved(encodings.queries), resolved(encodings.corpus))
 
 
 def for_column(setting: Any, column: str, dataset_name: str | None) -> str | None:

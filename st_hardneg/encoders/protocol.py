@@ -29,5 +29,9 @@ class Encoder(Protocol):
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
         """Yield the vectors of corpus texts, in order, in shards of shape ``(some, dim)``."""
 
-    def fingerprint(self) -> str | None:
-        """Return what identifies everything that decides the vectors, or None if that cannot be told."""
+    def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
+        """Return what identifies everything that decides the vectors, or None if that cannot be told.
+
+        Args:
+            probes: Some texts of the data, whose vectors may show what weights do not.
+        """

@@ -44,7 +44,7 @@ class CachedEncoder:
 
         yield self._kept("corpus", texts, encode)
 
-    def fingerprint(self) -> str | None:
+    def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
         """Return what identifies everything that decides the vectors."""
         return self.key
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -109,6 +110,9 @@ def arrays_in(value: Any, name: str) -> Iterator[tuple[str, Ids]]:
             yield from arrays_in(part, f"{name}.{key}")
 
 
+_annotations = cache(get_type_hints)
+
+
 @dataclass
 class Builder:
     """Puts values together that :func:`take_apart` took apart.
@@ -135,7 +139,7 @@ class Builder:
         """
         if not isinstance(plain, dict):
             raise self._wrong(name)
-        hints = get_type_hints(kind)
+        hints = _annotations(kind)
         known = {part.name: part for part in fields(kind)}
         warn_of_unknown(self.folder, {f"{name}.{key}" for key in set(plain) - set(known)})
         values = dict(outside)

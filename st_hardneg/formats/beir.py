@@ -36,7 +36,7 @@ def read_beir(
         title_separator: What stands between title and text; a text without a title stands alone.
 
     Returns:
-        The pairs, one row per judgement in the order of ``qrels``: ``anchor``, ``positive``, ``query-id``,
+        The pairs, one row per judged pair of ids in the order of ``qrels``: ``anchor``, ``positive``, ``query-id``,
         ``corpus-id``, ``score`` (the grade) and ``weight`` (the grade as a share of the highest one). And the corpus:
         ``_id``, ``text`` (title and text) and its other columns.
 
@@ -48,9 +48,7 @@ def read_beir(
     anchors = _queries(queries)
     pairs: dict[str, list[Any]] = {name: [] for name in ("anchor", "positive", "query-id", "corpus-id", "score")}
     unusable: list[str] = []
-    for row in _rows(qrels, "qrels"):
-        query_id, corpus_id = str(_get(row, "query-id", "qrels")), str(_get(row, "corpus-id", "qrels"))
-        score = _score(row)
+    for (query_id, corpus_id), score in _judgements(qrels, anchors, texts).items():
         if score <= 0:
             continue
         if missing := _first_missing(anchors, query_id, texts, corpus_id):
@@ -73,6 +71,46 @@ def read_beir(
     highest = max(pairs["score"])
     pairs["weight"] = [score / highest for score in pairs["score"]]
     return _dataset(pairs, "queries"), _dataset(_columns(documents), "corpus")
+
+
+def _judgements(qrels: BeirTable, anchors: Mapping[str, str], texts: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    """Return the grade of every judged pair of ids, each pair once.
+
+    Of grades that contradict each other the highest counts: a right answer must not be mined as a negative.
+    """
+    grades: dict[tuple[str, str], float] = {}
+    repeated, contradicting = 0, dict[tuple[str, str], None]()
+    for row in _rows(qrels, "qrels"):
+        pair = (
+            _known_id(_get(row, "query-id", "qrels"), anchors),
+            _known_id(_get(row, "corpus-id", "qrels"), texts),
+        )
+        score = _score(row)
+        if pair in grades:
+            repeated += 1
+            if grades[pair] != score:
+                contradicting[pair] = None
+        grades[pair] = max(score, grades.get(pair, score))
+    if repeated:
+        logger.warning(f"{repeated:,} judgements repeat a pair of ids that is judged already, and count once.")
+    if contradicting:
+        logger.warning(
+            f"{len(contradicting):,} pairs of ids have grades that contradict each other, such as "
+            f"{next(iter(contradicting))}; the highest one counts."
+        )
+    return grades
+
+
+def _known_id(value: Any, known: Mapping[str, str]) -> str:
+    """Return an id as the tables have it: pandas turns whole numbers into floats where one is missing."""
+    identifier = _id_text(value)
+    if identifier not in known and identifier.endswith(".0") and identifier[:-2] in known:
+        return identifier[:-2]
+    return identifier
+
+
+def _id_text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _first_missing(anchors: Mapping[str, str], query_id: str, texts: Mapping[str, str], corpus_id: str) -> str | None:
@@ -215,7 +253,7 @@ def _new_id(row: Mapping[str, Any], known: Mapping[str, str], name: str) -> str:
     column = next((column for column in _ID_NAMES if column in row), None)
     if column is None:
         raise ValueError(f"Expected `{name}` to have a column '_id', got {list(row)}. Rename or add it.")
-    identifier = str(row[column])
+    identifier = _id_text(row[column])
     if identifier in known:
         raise ValueError(f"Expected every id in `{name}` once, got {identifier!r} twice. Remove one of the rows.")
     return identifier

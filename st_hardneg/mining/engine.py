@@ -12,6 +12,7 @@ from torch import Tensor
 from st_hardneg.candidates import Mining, Negatives, joined
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
+from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
@@ -98,7 +99,7 @@ def mine(
 
 def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
     """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
-    fingerprint = encoder.fingerprint() if keep else None
+    fingerprint = encoder.fingerprint(task.pairs.anchors.take(task.pairs.first_row[:MAX_PROBES])) if keep else None
     if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
         kept: Vectors = task.kept["frozen"][1]
         return kept

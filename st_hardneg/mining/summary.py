@@ -32,6 +32,9 @@ from st_hardneg.report import MiningReport, peak_memory_mb, summarize
 # Shares of the slots, or of the nearest texts that are not found, above which a report says so in words.
 _MANY_FILLERS = 0.1
 _LEAST_RECALL = 0.95
+_MANY_TWINS = 0.02
+# Rows that are looked at for negatives with the vector of a right answer.
+_SAMPLE = 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +120,7 @@ def summarize_mining(
         recall=run.recall,
         typical_rank=run.rank,
         doubt=None if run.rank is None else run.doubt,
-        notes=tuple(_notes(run, slots, negatives.ids.numel())),
+        notes=tuple(_notes(run, slots, negatives)),
     )
 
 
@@ -132,9 +135,24 @@ def _num_positives(task: Task, below: int | None = None) -> int:
     return len(identities) if below is None else int((identities < below).sum())
 
 
-def _notes(run: Run, slots: list[int], num_slots: int) -> list[str]:
+def _share_of_twins(scoring: Scoring, negatives: Negatives) -> float:
+    """Return the share of negatives with the very vector of one of their positives, over a sample of the rows."""
+    pairs = scoring.pairs
+    rows = np.linspace(0, pairs.num_rows - 1, min(_SAMPLE, pairs.num_rows)).round().astype(np.int64)
+    some = negatives.rows(torch.from_numpy(pairs.row_query[rows]))
+    similarities = scoring.row_similarities[torch.from_numpy(rows)][:, None]
+    row, slot = (some.is_present & torch.isclose(some.similarities, similarities, atol=1e-5)).nonzero(as_tuple=True)
+    if not len(row):
+        return 0.0
+    positives = scoring.vectors.of_texts(pairs.row_positive[rows[row.numpy()]])
+    others = scoring.vectors.of_texts(some.ids[row, slot].numpy())
+    is_same = (positives - others).abs().amax(dim=1) <= 1e-5 * positives.abs().amax(dim=1)
+    return float(is_same.sum()) / max(1, int(some.is_present.sum()))
+
+
+def _notes(run: Run, slots: list[int], negatives: Negatives) -> list[str]:
     """Return what deserves attention, in words."""
-    notes = []
+    notes, num_slots = [], negatives.ids.numel()
     removed = {rule: count for rule, count in run.tally.removed.items() if rule in RULES and not RULES[rule].always}
     worst = max(removed, key=lambda rule: removed[rule], default=None)
     share = removed[worst] / max(1, run.tally.num_candidates) if worst is not None else 0.0
@@ -152,6 +170,12 @@ def _notes(run: Run, slots: list[int], num_slots: int) -> list[str]:
     ):
         if count > (_MANY_FILLERS + asked) * num_slots:
             notes.append(f"{count / num_slots:.0%} of the slots {what}. {because}, or give a larger corpus.")
+    if (twins := _share_of_twins(run.scoring, negatives)) > _MANY_TWINS:
+        notes.append(
+            f"{twins:.0%} of the negatives have the very vector of a right answer, so that no training can tell them "
+            "apart. Texts that share a long beginning are cut to the same one: raise `model.max_seq_length`, or put what "
+            "differs first."
+        )
     if run.recall is not None and run.recall < _LEAST_RECALL:
         notes.append(
             f"The searcher finds {run.recall:.0%} of the nearest texts. Raise its search parameters (`nprobe`, "

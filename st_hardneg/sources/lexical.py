@@ -16,6 +16,9 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.errors import require_extra
 from st_hardneg.sources.protocol import Plan, Proposal, Queries
 
+# Hits of searches that are kept for the next refresh: 12 bytes each.
+_MAX_KEPT = 20_000_000
+
 
 class LexicalIndex:
     """A BM25 index over the searched texts of a corpus. It depends on texts only and outlives refreshes.
@@ -34,6 +37,7 @@ class LexicalIndex:
     def __init__(self, corpus: Corpus) -> None:
         require_extra("bm25s", "lexical", "The source 'lexical'")
         self._corpus = corpus
+        self._rankings: dict[str, tuple[int, Ids, npt.NDArray[np.float32]]] = {}
 
     @property
     def num_texts(self) -> int:
@@ -58,16 +62,31 @@ class LexicalIndex:
         """
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.zeros((len(queries), k), dtype=np.float32)
-        for row, words in enumerate(_words(queries)):
-            if words and self._index is not None:
-                all_scores = np.asarray(self._index.get_scores(words))
-                places = _best(all_scores, k)
-                ids[row, : len(places)] = self._corpus.searched[places]
-                scores[row, : len(places)] = all_scores[places]
+        # Texts do not change: a refresh looks up what was found before, if it was looked for as deep.
+        new = [query for query in dict.fromkeys(queries) if self._rankings.get(query, (0,))[0] < k]
+        found = dict(zip(new, (self._ranking(words, k) for words in _words(new)), strict=True)) if new else {}
+        for row, query in enumerate(queries):
+            _, best, their_scores = found.get(query) or self._rankings[query]
+            ids[row, : len(best[:k])] = best[:k]
+            scores[row, : len(best[:k])] = their_scores[:k]
+        if self.num_kept + len(found) * k <= _MAX_KEPT:
+            self._rankings.update(found)
         return torch.from_numpy(ids), torch.from_numpy(scores)
 
+    @property
+    def num_kept(self) -> int:
+        """How many hits of earlier searches are kept."""
+        return sum(len(best) for _, best, _ in self._rankings.values())
+
+    def _ranking(self, words: list[str], k: int) -> tuple[int, Ids, npt.NDArray[np.float32]]:
+        if not words or self._index is None:
+            return k, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        scores = np.asarray(self._index.get_scores(words))
+        places = _best(scores, k)
+        return k, self._corpus.searched[places], scores[places].astype(np.float32)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"_corpus": self._corpus}  # another process makes its own index
+        return {"_corpus": self._corpus, "_rankings": {}}  # another process makes its own index
 
 
 def _best(scores: npt.NDArray[np.float32], k: int) -> Ids:

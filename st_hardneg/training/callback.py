@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
-from st_hardneg.hosts import BatchSamplers, calling_trainer
+from st_hardneg.hosts import calling_trainer
 from st_hardneg.live.batches import read_in_batches
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.report import MiningReport
@@ -40,6 +40,7 @@ from st_hardneg.training.targets import (
     members_of,
     refuse_groups_by_label,
     refuse_live_evaluation,
+    warn_of_stale_hashes,
 )
 from st_hardneg.training.timing import Timing, first_step_seen
 
@@ -170,7 +171,8 @@ class MiningCallback(TrainerCallback):
         self._check_schedule()
         if state.global_step > 0:
             self._resume(args, state)
-        self._say_when(args)
+        warn_of_stale_hashes(args)
+        self._timing.say_when(self.mining_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -246,28 +248,6 @@ class MiningCallback(TrainerCallback):
                 target.hard_negatives.live.restore(found, old_batches=old_batches)
                 self._mined_at = found.mined_at
                 self._reported += [(target, MiningReport.from_dict(report)) for report in found.reports]
-
-    def _say_when(self, args: TrainingArguments) -> None:
-        """Log when refreshes will be seen, and warn of a setup in which they will not."""
-        if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
-            logger.warning(
-                "`batch_sampler=NO_DUPLICATES_HASHED` hashes the negatives once and keeps these hashes after every "
-                "refresh, so that batches may hold duplicates of the new negatives. Use "
-                "`batch_sampler=st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
-            )
-        every = self._timing.refresh_every
-        if every is None:
-            return
-        logger.info(
-            f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "
-            f"{args.gradient_accumulation_steps} gradient accumulation steps, negatives mined at step {every} fill "
-            f"whole batches from step {first_step_seen(every, args)} on."
-        )
-        if every >= self._timing.max_steps:
-            logger.warning(
-                f"`mining_steps={self.mining_steps}` is not below the {self._timing.max_steps} steps of this training: "
-                "nothing will be refreshed. Lower `mining_steps`."
-            )
 
     # --- while it goes on -----------------------------------------------------------------------------------------
 

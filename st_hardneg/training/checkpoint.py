@@ -48,6 +48,8 @@ KEYS: dict[str, Key] = {
 }
 """The keys of a checkpoint's ``state.json``."""
 
+_KEPT = ("num_minings", "mined_at", "reports", "config", "data_fingerprint", "schedule")
+
 
 @dataclass(frozen=True, eq=False)
 class CheckpointState:
@@ -74,7 +76,7 @@ class CheckpointState:
     live_rows: Ids
     num_minings: int
     mined_at: int | None
-    reports: Sequence[dict[str, Any]]
+    reports: list[dict[str, Any]]
     config: dict[str, Any]
     data_fingerprint: str
     schedule: Any = None
@@ -100,13 +102,8 @@ def _write(folder: str, state: CheckpointState) -> None:
     write_mining(folder, state.mining, state.live_rows, **in_training)
     content = {
         "format": _FORMAT,
-        "num_minings": state.num_minings,
-        "mined_at": state.mined_at,
-        "reports": list(state.reports),
+        **{name: getattr(state, name) for name in _KEPT},
         "report": state.mining.report.to_dict(),
-        "config": state.config,
-        "data_fingerprint": state.data_fingerprint,
-        "schedule": state.schedule,
         "files": seal(folder),
     }
     write_json(folder, _STATE_FILE, content)
@@ -147,16 +144,7 @@ def read_checkpoint(
             damaged, or writing them was interrupted.
     """
     folder = folder_of(checkpoint, dataset_name)
-    settle(folder)
-    if not os.path.isfile(os.path.join(folder, _STATE_FILE)):
-        # Another dataset's state beside it means that this one may never have been part of it.
-        is_lost = was_refreshed and not os.path.isdir(os.path.join(checkpoint, _FOLDER))
-        if is_lost or os.path.isdir(folder):
-            raise ValueError(
-                f"Expected the negatives in {checkpoint!r} with which the training went on, got none: writing them was "
-                "interrupted (a full disk, a killed process), or they were deleted. Resume from an earlier checkpoint, "
-                "with `resume_from_checkpoint=PATH`, or start a new training from this one's model."
-            )
+    if not _is_there(checkpoint, folder, was_refreshed):
         return None
     content = checked_keys(folder, read_json(folder, _STATE_FILE, _FORMAT), KEYS, _STATE_FILE)
     _check_same(checkpoint, content, config, data_fingerprint, schedule)
@@ -172,22 +160,37 @@ def read_checkpoint(
     )
     for report in content["reports"]:
         report_from(folder, report)
-    previous = in_training["previous_ids"]
-    previous_ids: Ids = marked_ids(mining.negatives) if previous is None else previous.numpy()
-    if previous_ids.min(initial=0) < -num_corpus - 1:
+    kept = {name: content[name] for name in _KEPT}
+    previous_ids = _previous_ids(folder, in_training["previous_ids"], mining, num_corpus)
+    return CheckpointState(mining, previous_ids, live_rows, epoch_topics=in_training["epoch_topics"], **kept)
+
+
+def _is_there(checkpoint: str, folder: str, was_refreshed: bool) -> bool:
+    """Tell whether a checkpoint has a state for a dataset.
+
+    Raises:
+        ValueError: If it had one, or should have.
+    """
+    settle(folder)
+    if os.path.isfile(os.path.join(folder, _STATE_FILE)):
+        return True
+    # Another dataset's state beside it means that this one may never have been part of it.
+    is_lost = was_refreshed and not os.path.isdir(os.path.join(checkpoint, _FOLDER))
+    if is_lost or os.path.isdir(folder):
+        raise ValueError(
+            f"Expected the negatives in {checkpoint!r} with which the training went on, got none: writing them was "
+            "interrupted (a full disk, a killed process), or they were deleted. Resume from an earlier checkpoint, "
+            "with `resume_from_checkpoint=PATH`, or start a new training from this one's model."
+        )
+    return False
+
+
+def _previous_ids(folder: str, found: Tensor | None, mining: Mining, num_corpus: int) -> Ids:
+    """Return what was in force before, checked; an earlier version may not have written it."""
+    previous_ids: Ids = marked_ids(mining.negatives) if found is None else found.numpy()
+    if previous_ids.min(initial=0) < -num_corpus - 1:  # -2 stands for the text 0
         raise damaged(folder, "'previous_ids' holds numbers outside of the corpus")
-    return CheckpointState(
-        mining,
-        previous_ids,
-        live_rows,
-        content["num_minings"],
-        content["mined_at"],
-        content["reports"],
-        content["config"],
-        content["data_fingerprint"],
-        content["schedule"],
-        in_training["epoch_topics"],
-    )
+    return previous_ids
 
 
 def _check_same(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from st_hardneg.encoders import Encodings
-from st_hardneg.encoders.prompts import for_column, prompt_text, training_encodings
+from st_hardneg.encoders.prompts import for_column, training_encodings, with_texts
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -36,9 +36,9 @@ def check_mined_as_refreshed(
         ValueError: If so; the error prints the arguments that mend it.
     """
     first = hard_negatives.live.encodings
-    mined = first or Encodings.from_config(hard_negatives.config, hard_negatives.batch_size)
-    refreshed = training_encodings(hard_negatives, args, dataset_name)
-    message = _difference_of_prompts(hard_negatives, model, args, dataset_name, mined, refreshed)
+    mined = first or with_texts(model, Encodings.from_config(hard_negatives.config, hard_negatives.batch_size))
+    refreshed = with_texts(model, training_encodings(hard_negatives, args, dataset_name))
+    message = _difference_of_prompts(hard_negatives, args, dataset_name, mined, refreshed)
     message = message or _difference_of_routes(mined, refreshed)
     if message is None:
         return
@@ -49,16 +49,12 @@ def check_mined_as_refreshed(
 
 def _difference_of_prompts(
     hard_negatives: HardNegativeDataset,
-    model: Any,
     args: TrainingArguments,
     dataset_name: str | None,
     mined: Encodings,
     refreshed: Encodings,
 ) -> str | None:
-    then, now = (
-        (prompt_text(model, encodings.queries), prompt_text(model, encodings.corpus))
-        for encodings in (mined, refreshed)
-    )
+    then, now = ((encodings.queries.prompt or "", encodings.corpus.prompt or "") for encodings in (mined, refreshed))
     if then == now:
         return None
     anchor, positive = hard_negatives.anchor_column_name, hard_negatives.positive_column_name

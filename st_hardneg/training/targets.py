@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.hosts import BatchSamplers, GroupByLabelBatchSampler
 from st_hardneg.live.dataset import live_views
 from st_hardneg.losses.masking import losses_with_known_positives
+
+logger = logging.getLogger(__name__)
 
 Given = HardNegativeDataset | Mapping[str, HardNegativeDataset] | None
 """What ``MiningCallback(hard_negatives=...)`` takes."""
@@ -156,6 +159,16 @@ def refuse_groups_by_label(args: Any, dataset: Any) -> None:
                 "in its label: with `as_dataset(with_ids=True)` it holds ids, which differ from row to row. Leave "
                 "`batch_sampler` out, or set it to `st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
             )
+
+
+def warn_of_stale_hashes(args: Any) -> None:
+    """Say so if the trainer's batch sampler goes by negatives that refreshes replace."""
+    if getattr(args, "batch_sampler", None) == BatchSamplers.NO_DUPLICATES_HASHED:
+        logger.warning(
+            "`batch_sampler=NO_DUPLICATES_HASHED` hashes the negatives once and keeps these hashes after every "
+            "refresh, so that batches may hold duplicates of the new negatives. Use "
+            "`batch_sampler=st_hardneg.samplers.NoDuplicatePairsBatchSampler`."
+        )
 
 
 def _parts(dataset: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from st_hardneg.training.schedules import Progress
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # accelerate reads one micro-batch ahead of the one that is trained.
 _READ_AHEAD = 1
@@ -94,6 +97,26 @@ class Timing:
         """Return the first step all of whose batches have the negatives that were mined at the end of ``step``."""
         # Nothing is fetched ahead over the boundary of an epoch.
         return step + 1 if self.is_boundary(step) else first_step_seen(step, self.args)
+
+    def say_when(self, mining_steps: float) -> None:
+        """Log when the first refresh will be seen, and warn if there will be none.
+
+        Args:
+            mining_steps: What the caller asked for.
+        """
+        every, args = self.refresh_every, self.args
+        if every is None:
+            return
+        logger.info(
+            f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "
+            f"{args.gradient_accumulation_steps} gradient accumulation steps, negatives mined at step {every} fill "
+            f"whole batches from step {self.first_step_seen(every)} on."
+        )
+        if every >= self.max_steps:
+            logger.warning(
+                f"`mining_steps={mining_steps}` is not below the {self.max_steps} steps of this training: nothing will be "
+                "refreshed. Lower `mining_steps`."
+            )
 
     def num_old_batches(self, mined_at: int | None, step: int) -> int:
         """Return how many batches after a checkpoint were fetched before the last refresh.

@@ -149,7 +149,7 @@ def test_a_pattern_of_a_stranger_is_not_run(bag_of_words, word_pairs, tmp_path):
     assert loaded.config.exclude_pattern is None and (loaded.negative_ids == found.negative_ids).all()
 
 
-@pytest.mark.parametrize("damage", ["json", "field", "ids", "texts", "version"])
+@pytest.mark.parametrize("damage", ["json", "field", "ids", "texts", "version", "options"])
 def test_damaged_files_are_refused(mined, tmp_path, damage):
     """Whatever was changed in the files, loading says that and what, and does not crash."""
     path = tmp_path / "saved"
@@ -158,8 +158,9 @@ def test_damaged_files_are_refused(mined, tmp_path, damage):
     content = json.loads(state.read_text(encoding="utf-8"))
     if damage == "json":
         state.write_text("{", encoding="utf-8")
-    elif damage in ("field", "version"):
-        content.update({"config": {"num_negatives": -1}} if damage == "field" else {"format": 99})
+    elif damage in ("field", "version", "options"):
+        changes = {"field": {"config": {"num_negatives": -1}}, "options": {"options": {"num_topics": "many"}}}
+        content.update(changes.get(damage, {"format": 99}))
         state.write_text(json.dumps(content), encoding="utf-8")
     elif damage == "ids":
         table = read_table(str(path), "negatives")

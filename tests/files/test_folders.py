@@ -128,6 +128,7 @@ def killed(tmp_path):
         process.stdout.close()
 
 
+@pytest.mark.training
 def test_a_save_that_was_killed_is_cleaned_up_by_the_next(tmp_path, killed):
     """At once, for its process is gone; while it lives, its folder is not touched."""
     process = killed(WRITING)
@@ -139,6 +140,7 @@ def test_a_save_that_was_killed_is_cleaned_up_by_the_next(tmp_path, killed):
     assert names(tmp_path) == ["saved"]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("by", ["a load", "a save"])
 def test_a_save_that_was_killed_between_its_two_renames_is_found(tmp_path, killed, by):
     """Nobody loses the earlier save; while the process lives, nothing is taken from it."""

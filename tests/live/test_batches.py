@@ -39,15 +39,16 @@ def test_other_datasets_are_left_alone():
 
 def test_batches_that_a_view_is_not_in_count_for_it():
     """After a resume the first batches are as before the refresh, whichever dataset of a DatasetDict they are from."""
-    first, second = live_view(), live_view()
-    reader = BatchReader([dataset_of(first), dataset_of(second)])
-    for view in (first, second):
+    first, second, third = live_view(), live_view(), live_view()
+    reader = BatchReader([dataset_of(first), dataset_of(second), Dataset.from_list(rows_of()), dataset_of(third)])
+    for view in (first, second, third):
         refresh(view)
         view.serve_previous(3)
     assert reader([ROWS + 1]) == [row_of(1)]
     assert reader([ROWS + 1]) == [row_of(1)]
     assert reader([2, ROWS + 1]) == [row_of(2), row_of(1)]
     assert reader([2, ROWS + 1]) == [row_of(2, 1), row_of(1, 1)]
+    assert reader([3 * ROWS + 4]) == [row_of(4, 1)]
 
 
 def name_rows(batch, dataset_name=None, transform=None):

@@ -98,7 +98,13 @@ def texts_of(refresh: int) -> set[tuple[str, ...]]:
     return {tuple(row[name] for name in NEGATIVES) for row in rows_of(refresh)}
 
 
-@pytest.mark.parametrize("derive", STAYS_LIVE.values(), ids=STAYS_LIVE)
+@pytest.mark.parametrize(
+    "derive",
+    [
+        pytest.param(derive, id=name, marks=[pytest.mark.training] if "two processes" in name else [])
+        for name, derive in STAYS_LIVE.items()
+    ],
+)
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_whatever_is_derived_from_a_view_follows_a_refresh(derive, with_ids):
     """Rows can be chosen, columns dropped and added, rows mapped: negatives are those of now, in rows of one mining."""
@@ -348,6 +354,7 @@ def as_they_are(rows: list[dict]) -> list[dict]:
     return rows
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (1, "spawn")])
 @pytest.mark.parametrize("derive", [lambda view: view, lambda view: view.shuffle(seed=1).map(add_number)])
 def test_workers_follow_refreshes(workers, method, derive):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, Value, load_from_disk
+from datasets.table import Table
 from huggingface_hub import RepoUrl
 
 from st_hardneg.live.rows import LiveRows
@@ -300,6 +301,28 @@ def test_what_is_derived_from_the_table_is_live(name):
     assert isinstance(derived, LiveRows)
     assert all(TEXT.fullmatch(value) for value in values_in(derived.table))
     assert derived.table.schema == derived.schema and derived.table.num_rows == len(derived)
+
+
+def test_the_table_knows_every_way_of_reading_that_its_base_has():
+    """What `LiveRows` takes over from the host goes through a copy of the texts, or is not there."""
+    inherited = {name for name in dir(Table) if not name.startswith("_")} - {*vars(LiveRows)}
+    through_a_copy = {
+        "columns",
+        "equals",
+        "itercolumns",
+        "to_batches",
+        "to_pandas",
+        "to_pydict",
+        "to_pylist",
+        "to_string",
+    }
+    not_there = {"add_column", "append_column", "filter", "remove_column", "set_column"}
+    assert inherited == {*through_a_copy, *not_there, "validate"}
+    table = dataset_of(live_view()).data
+    for name in through_a_copy - {"to_string", "equals"}:
+        found = getattr(table, name)
+        assert all(TEXT.fullmatch(value) for value in values_in(found() if callable(found) else found))
+    assert "anchor 3" in table.to_string(preview_cols=1) and table.equals(table.table)
 
 
 def test_what_the_table_has_not_is_an_error_and_no_number():

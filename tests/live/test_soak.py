@@ -45,6 +45,7 @@ class Summary:
         return len(rows), int(len(seen) != 1)
 
 
+@pytest.mark.training
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory and files are counted in /proc")
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize(

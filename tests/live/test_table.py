@@ -207,6 +207,7 @@ class FirstSlot:
         return int(self.table.read(np.array([row % 4]))[0, 0])
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_mapped_file_stands_in_where_shared_memory_is_too_small(monkeypatch, caplog, tmp_path, method):
     """Workers see writes through the file, however they are started; the file goes with the table."""

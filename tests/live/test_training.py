@@ -20,7 +20,7 @@ from st_hardneg.live.view import LiveView
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler, TopicAwareBatchSampler, pair_hashes
 from tests.conftest import WORDS
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+pytestmark = [pytest.mark.training, pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")]
 
 ROWS = 16
 FIRST, SECOND = WORDS[40:100], WORDS[100:160]

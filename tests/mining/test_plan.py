@@ -145,9 +145,7 @@ def test_how_deep_a_query_looks_does_not_depend_on_others():
     pairs = [("q 0°", "p 170°"), *(("r 90°", f"s {100 + 0.5 * i}°") for i in range(80))]
     corpus = [*SIXTY_BAD, "R  90°"]
     recipe = {"num_negatives": 2, "exclude_pattern": "bad", "shortfall": "random", "search_spaces": BOTH}
-    alone, together = (
-        mined(pairs, Model(by_angle), corpus, {"query_chunk_size": size}, **recipe) for size in (1, 512)
-    )
+    alone, together = (mined(pairs, Model(by_angle), corpus, {"query_chunk_size": size}, **recipe) for size in (1, 512))
     assert texts_of(alone)[0] == ["d 40°", "d 41°"] and alone.report.num_random == 0
     assert (alone.negative_ids == together.negative_ids).all()
     assert alone.report.num_candidates == together.report.num_candidates

@@ -1,6 +1,6 @@
 """Change the code in every small way that mutmut knows, and count how many changes the tests notice.
 
-python tests/mutation/score.py [filters] [sampling] [table] [hardness] [--sample 30] [--floor 85]
+python tests/mutation/score.py [filters] [hardness] [live.table] … [--sample 30] [--floor 85]
 
 mutmut makes the mutants, all of them in one copy of the package. One process imports that copy and the tests, and forks
 for each mutant: a fork takes milliseconds, importing torch takes seconds. Survivors are printed, and explained in
@@ -35,13 +35,18 @@ ROOT = Path(__file__).parents[2]
 TESTS = {
     "filters": ["tests/test_filters.py"],
     "sampling": ["tests/test_windows_and_draws.py", "tests/test_sampling.py"],
-    "table": ["tests/test_table.py"],
+    "live.table": ["tests/live/test_table.py"],
+    "live.view": ["tests/live/test_view.py", "tests/live/test_dataset.py"],
+    "live.rows": ["tests/live/test_dataset.py", "tests/live/test_every_method.py", "tests/live/test_view.py"],
+    "live.dataset": ["tests/live/test_dataset.py", "tests/live/test_view.py", "tests/live/test_every_method.py"],
+    "live.batches": ["tests/live/test_batches.py"],
     "hardness": ["tests/test_hardness.py"],
 }
 DESELECTED = [
     "tests/test_hardness.py::test_the_definition_needs_torch_only",  # reads the source, in which mutmut has put its own
     # Is about other processes, for which mutants are out of reach, or counts on a machine that is not busy.
-    "tests/test_table.py::test_a_mapped_file_stands_in_where_shared_memory_is_too_small",
+    "tests/live/test_table.py::test_a_mapped_file_stands_in_where_shared_memory_is_too_small",
+    "tests/live/test_dataset.py::test_workers_follow_refreshes",
 ]
 CPU_SECONDS, SECONDS = 20, 120
 """A mutant that computes or waits longer than this hangs, which a run of the tests would show."""
@@ -49,7 +54,7 @@ CPU_SECONDS, SECONDS = 20, 120
 
 def mutate(folder: Path, module: str) -> tuple[list[str], str]:
     """Write a module with all of its mutants; return their names and the source."""
-    path = folder / "st_hardneg" / f"{module}.py"
+    path = folder / "st_hardneg" / f"{module.replace('.', '/')}.py"
     mutated = mutate_file_contents(str(path), path.read_text(encoding="utf-8"), None, None)
     path.write_text(mutated.code, encoding="utf-8")
     return list(mutated.mutant_names), mutated.code
@@ -90,7 +95,7 @@ class Judge:
             for name in names:
                 if len(running) == self.jobs:
                     self.wait(running)
-                running[self.start(f"st_hardneg.{module}.{name}", items)] = name
+                running[self.start(f"st_hardneg.{module}.{name}", items)] = f"{module}.{name}"
         while running:
             self.wait(running)
         return True
@@ -163,7 +168,7 @@ def main() -> int:
 
     lowest = 100.0
     for module, names in mutants.items():
-        counts = Counter(judge.verdicts[name] for name in names)
+        counts = Counter(judge.verdicts[f"{module}.{name}"] for name in names)
         score = 100 * (1 - counts["survived"] / len(names))
         lowest = min(lowest, score)
         details = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
@@ -171,7 +176,7 @@ def main() -> int:
     print(f"{time.perf_counter() - started:.0f} s")
     for module, names in mutants.items():
         for mutant in names:
-            if judge.verdicts[mutant] == "survived":
+            if judge.verdicts[f"{module}.{mutant}"] == "survived":
                 print(f"\n{module} {mutant}", *difference(code[module], mutant), sep="\n")
     return int(lowest < options.floor)
 

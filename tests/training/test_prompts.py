@@ -179,6 +179,16 @@ def test_a_teacher_is_not_asked_for_the_prompts_of_the_training(tmp_path):
     train(tmp_path, [callback], hard_negatives.as_dataset(), model, max_steps=3)
 
 
+def test_another_model_mined_with_prompts_of_its_own(tmp_path):
+    """What counts is what the first mining used, not what the model in training would have used in its place."""
+    plain, model = make_model(), make_model()
+    model.prompts.update(OWN)
+    train(tmp_path, [MiningCallback(mining_steps=2)], make_negatives(plain).as_dataset(), model, max_steps=3)
+    _, hard_negatives = prompted()
+    with pytest.raises(ValueError, match="The first mining used the prompt 'w7 ' for queries"):
+        train(tmp_path, [MiningCallback(mining_steps=2)], hard_negatives.as_dataset(), plain, max_steps=3)
+
+
 def test_a_dataset_of_which_nothing_is_known_is_warned_about(tmp_path, caplog):
     """Where it is not known how a dataset was mined, the training begins, and what may differ is said."""
     model, hard_negatives = prompted()

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tokenizers import Tokenizer
@@ -212,7 +212,7 @@ def test_a_killed_rank_ends_the_other_soon_and_the_run_can_be_resumed(tmp_path, 
     assert sorted(path.name for path in (killed / "output").iterdir() if path.name != "runs") == checkpoints
     for name in checkpoints:
         (state,) = (killed / "output" / name / "hard_negatives").glob("*/state.json")
-        assert len(load_from_disk(str(state.parent / "negatives"))) == 80
+        assert len(Dataset.from_file(str(state.parent / "negatives.arrow"))) == 80
     if not is_resumed:
         return
     for folder, arguments in ((killed, ["resume"]), (tmp_path, [])):

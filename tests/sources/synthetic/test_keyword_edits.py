@@ -28,7 +28,10 @@ def num_in_common(before: list[str], after: list[str]) -> int:
     for word in before:
         last = 0
         for place, other in enumerate(after, start=1):
-            last, lengths[place] = lengths[place], last + 1 if word == other else max(lengths[place], lengths[place - 1])
+            last, lengths[place] = (
+                lengths[place],
+                last + 1 if word == other else max(lengths[place], lengths[place - 1]),
+            )
     return lengths[-1]
 
 

@@ -147,3 +147,35 @@ def test_the_dictionaries_of_beirs_loader_are_read():
     assert documents["_id"][:] == [row["_id"] for row in CORPUS]
     with pytest.raises(TypeError, match="Expected `queries` to map ids to texts or documents, got int"):
         read_beir(corpus, {"1": 3}, qrels)
+
+
+def test_judgements_that_repeat_or_contradict_each_other_count_once(caplog):
+    """As a row each, they would weigh double; of two grades the higher one counts, for a right answer is no negative."""
+    again = [
+        {"query-id": "1", "corpus-id": "d1", "score": 2},
+        {"query-id": "2", "corpus-id": "d2", "score": 0},
+        {"query-id": "2", "corpus-id": "d3", "score": 1},
+    ]
+    for qrels in ([*QRELS, *again], [*again, *QRELS]):
+        caplog.clear()
+        pairs, _ = read_beir(CORPUS, QUERIES, qrels)
+        rows = {(row["query-id"], row["corpus-id"]): row["score"] for row in pairs}
+        assert len(pairs) == 3 and rows == {("1", "d1"): 2.0, ("2", "d2"): 1.0, ("2", "d3"): 1.0}
+        assert "3 judgements repeat a pair of ids that is judged already" in caplog.text
+        assert "2 pairs of ids have grades that contradict each other" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [float, lambda number: f"{number}.0", int, str])
+def test_ids_that_have_become_floats_are_found(kind):
+    """Pandas reads a column of whole numbers as floats where one is missing."""
+    corpus = [{"_id": str(number), "text": f"text {number}"} for number in (1, 2)]
+    queries = [{"_id": 7, "text": "what"}]
+    pairs, _ = read_beir(corpus, queries, [{"query-id": kind(7), "corpus-id": kind(2), "score": 1}])
+    assert pairs[0]["positive"] == "text 2" and pairs[0]["query-id"] == "7"
+    as_floats = [{**row, "_id": float(row["_id"])} for row in corpus]
+    assert read_beir(as_floats, queries, [{"query-id": "7", "corpus-id": "2", "score": 1}])[1]["_id"][:] == ["1", "2"]
+
+
+def test_a_missing_id_is_left_out_with_a_warning(caplog):
+    pairs, _ = read_beir(CORPUS, QUERIES, [*QRELS, {"query-id": float("nan"), "corpus-id": "d1", "score": 1}])
+    assert len(pairs) == 2 and "such as the query id 'nan'" in caplog.text

@@ -14,7 +14,7 @@ from sentence_transformers import SimilarityFunction
 from sentence_transformers.util import mine_hard_negatives as reference
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, mine_hard_negatives
-from tests.conftest import WORDS, word_model
+from tests.conftest import WORDS, random_texts, word_model
 
 FORMATS = ["triplet", "n-tuple", "labeled-pair", "labeled-list"]
 
@@ -214,6 +214,21 @@ def test_faiss_searches_by_the_model_s_similarity(similarity):
     exact, approximate = (mine_hard_negatives(dataset, model, use_faiss=use, **options) for use in (False, True))
     assert len(exact) and exact["negative"][:] == approximate["negative"][:]
     np.testing.assert_allclose(exact["scores"][:], approximate["scores"][:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [iter, tuple, lambda texts: (text for text in texts), lambda texts: Dataset.from_dict({"text": texts})]
+)
+def test_a_corpus_may_be_a_generator(kind, word_pairs, bag_of_words):
+    """It is read once, and wholly."""
+    corpus = random_texts(20, seed=3)
+    expected = mine_hard_negatives(word_pairs, bag_of_words, corpus=corpus, verbose=False)
+    assert (
+        mine_hard_negatives(word_pairs, bag_of_words, corpus=kind(corpus), verbose=False).to_dict()
+        == expected.to_dict()
+    )
+    with pytest.raises(TypeError, match="got the single text 'one text'"):
+        mine_hard_negatives(word_pairs, bag_of_words, corpus="one text", verbose=False)
 
 
 # --- its face ---------------------------------------------------------------------------------------------------------

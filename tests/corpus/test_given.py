@@ -1,0 +1,114 @@
+"""The corpus that is handed in: its titles, its ids, its types, and the positives that it holds or lacks."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from st_hardneg import HardNegativeDataset, MiningConfig, Texts, Written
+from st_hardneg.formats.beir import read_beir
+from tests.conftest import random_texts
+
+
+def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
+    hard_negatives = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=n, **fields))
+    hard_negatives.mine(model, show_progress_bar=False)
+    return hard_negatives
+
+
+def test_a_positive_with_its_title_is_found_in_a_corpus_with_titles(bag_of_words):
+    """The corpus has `title` and `text`, the positives were made from both."""
+    corpus = Dataset.from_dict({"title": ["w1", "w2", "w3"], "text": ["w11 w12", "w21 w22", "w31 w32"]})
+    pairs = Dataset.from_dict({"anchor": ["w1 w11", "w2 w21"], "positive": ["w1 w11 w12", "w2. w21 w22"]})
+    found = mined(pairs, corpus, model=bag_of_words)
+    assert "2 of 2 positives found in the corpus" in repr(found)
+    assert not {"w11 w12"} & set(found.to_dataset().select([0])["negative"][:])
+    assert not {"w21 w22"} & set(found.to_dataset().select([1])["negative"][:])
+
+
+@pytest.mark.parametrize("separator", [" ", ". ", ": ", " - ", "\n", " | ", " — ", "\n\n"])
+def test_the_body_of_a_text_that_begins_with_its_title_is_that_text(bag_of_words, separator):
+    """The corpus has the title in its texts already, and the positives, or the queries, are bodies."""
+    bodies = ["w11 w12", '"w21" w22', "w31 w32"]
+    titles = ["w1", "w2", "w3"]
+    texts = [f"{title}{separator}{body}" for title, body in zip(titles, bodies, strict=True)]
+    corpus = Dataset.from_dict({"title": titles, "text": texts})
+    pairs = Dataset.from_dict({"anchor": ["w41", "w42", "w43"], "positive": bodies})
+    assert "3 of 3 positives found in the corpus" in repr(HardNegativeDataset(pairs, corpus))
+
+
+def test_a_title_that_is_the_beginning_of_a_longer_word_is_not_taken_off(bag_of_words):
+    corpus = Dataset.from_dict({"title": ["w1"], "text": ["w11 w12"]})
+    pairs = Dataset.from_dict({"anchor": ["w5", "w6"], "positive": ["1 w12", "w12"]})
+    assert "0 of 2 positives found in the corpus" in repr(HardNegativeDataset(pairs, corpus))
+
+
+def test_a_query_that_is_a_document_is_never_mined_for_itself(bag_of_words):
+    """ArguAna and Quora: queries are documents of the corpus, under the same id; there, the title stands in front."""
+    bodies = {f"d{number}": text for number, text in enumerate(random_texts(20, seed=5))}
+    corpus = {name: {"title": f"w{number}", "text": body} for number, (name, body) in enumerate(bodies.items())}
+    names = list(bodies)
+    qrels = {name: {names[place ^ 1]: 1} for place, name in enumerate(names)}  # each argument and its counter-argument
+    for separator in (". ", " ", " | "):
+        found = HardNegativeDataset.from_beir(
+            corpus, bodies, qrels, MiningConfig(num_negatives=4), title_separator=separator
+        )
+        found.mine(bag_of_words, show_progress_bar=False)
+        for row in found.to_dataset():
+            assert not row["negative"].endswith(row["anchor"])
+    pairs, documents = read_beir(corpus, bodies, qrels)
+    assert pairs["anchor"][0] == bodies["d0"] and documents["text"][0] == f"w0. {bodies['d0']}"
+
+
+def test_positives_that_the_corpus_lacks_are_said(bag_of_words, word_pairs, caplog):
+    """In `repr`, in a warning and in the report."""
+    hard_negatives = HardNegativeDataset(word_pairs, [word_pairs["positive"][0], "w1 w2 w3", "w5 w6"])
+    assert "1 of 48 positives found in the corpus" in repr(hard_negatives)
+    assert "47 of 48 positives are not in the corpus" in caplog.text
+    report = hard_negatives.mine(bag_of_words, show_progress_bar=False)
+    assert (report.num_positives_in_corpus, report.num_positives) == (1, 48)
+    assert "1 of 48 positives found in the corpus" in str(report)
+
+
+def test_string_views_and_texts_by_id(bag_of_words, word_pairs):
+    """Polars and DuckDB hand over `string_view`; a corpus may come as `{id: text}`."""
+    table = pa.table({name: pa.array(word_pairs[name][:], pa.string_view()) for name in word_pairs.column_names})
+    corpus = {f"d{number}": text for number, text in enumerate(random_texts(30, seed=8))}
+    found = mined(Dataset(table), corpus, model=bag_of_words)
+    expected = mined(word_pairs, list(corpus.values()), model=bag_of_words)
+    assert (found.negative_ids == expected.negative_ids).all()
+    assert all(name.startswith(("d", "positive-")) for row in found.provenance()["negative_ids"] for name in row)
+
+
+@pytest.mark.parametrize("corpus", ["one text", b"bytes", {"d1": ["a", "list"]}, [["a list"]], 5])
+def test_a_text_where_a_list_is_expected_is_refused(word_pairs, corpus):
+    """Letter by letter, a text would pass for a list of texts."""
+    with pytest.raises(TypeError, match="Expected `corpus` to"):
+        HardNegativeDataset(word_pairs, corpus)
+    with pytest.raises(TypeError, match=r"Expected `sources\['more'\]` to"):
+        HardNegativeDataset(word_pairs, sources={"dense": 2, "more": Texts(corpus, 1)})
+
+
+def test_a_writer_that_returns_a_text_for_each_positive_is_refused(word_pairs):
+    with pytest.raises(TypeError, match="a list of texts for each positive, got str for positive 0"):
+        HardNegativeDataset(word_pairs, sources={"dense": 2, "synthetic": Written(lambda texts: list(texts), 1)})
+
+
+def test_lists_of_positives_are_refused():
+    """FlagEmbedding's rows hold `pos` and `neg` as lists; one text each is expected."""
+    rows = {"query": ["a", "b"], "pos": [["c"], ["d"]], "neg": [["e"], ["f"]]}
+    with pytest.raises(TypeError, match=r"Expected the column 'pos' to hold text \(strings\), got List"):
+        HardNegativeDataset(Dataset.from_dict(rows))
+    given = {"anchor": ["a", "b"], "positive": ["c", "d"], "negative": [["e"], ["f"]]}
+    with pytest.raises(TypeError, match="Expected the given negatives in 'negative' to be texts"):
+        HardNegativeDataset(Dataset.from_dict(given), sources={"dense": 1, "given": 1})
+
+
+def test_the_corpus_of_another_dataset_is_taken_as_it_was(bag_of_words, word_pairs):
+    """Its ids and columns come along."""
+    corpus = Dataset.from_dict({"_id": [f"x{i}" for i in range(30)], "text": random_texts(30, seed=8)})
+    first = mined(word_pairs.select(range(24)), corpus, model=bag_of_words)
+    second = mined(word_pairs.select(range(24, 48)), first.corpus, model=bag_of_words)
+    expected = mined(word_pairs.select(range(24, 48)), corpus, model=bag_of_words)
+    assert second.provenance().to_dict() == expected.provenance().to_dict()

@@ -1,0 +1,164 @@
+"""The rows that are handed in: columns by name and by place, ids, labels, given negatives. Nothing is ignored."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from st_hardneg import HardNegativeDataset, MiningConfig
+
+
+def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
+    hard_negatives = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=n, **fields))
+    hard_negatives.mine(model, show_progress_bar=False)
+    return hard_negatives
+
+
+# --- which columns are meant ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "order",
+    [["positive", "anchor"], ["anchor", "positive"], ["id", "positive", "anchor"], ["title", "anchor", "positive"]],
+)
+def test_columns_named_anchor_and_positive_win_over_places(order):
+    columns = {"anchor": ["how", "why"], "positive": ["so", "because"], "id": ["1", "2"], "title": ["x", "y"]}
+    found = HardNegativeDataset(Dataset.from_dict({name: columns[name] for name in order}))
+    assert (found.anchor_column_name, found.positive_column_name) == ("anchor", "positive")
+
+
+def test_naming_one_of_the_two_leaves_the_other_to_its_name():
+    columns = Dataset.from_dict({"positive": ["so", "because"], "anchor": ["how", "why"], "question": ["a", "b"]})
+    found = HardNegativeDataset(columns, anchor_column_name="question")
+    assert (found.anchor_column_name, found.positive_column_name) == ("question", "positive")
+    swapped = HardNegativeDataset(columns, anchor_column_name="positive", positive_column_name="anchor")
+    assert (swapped.anchor_column_name, swapped.positive_column_name) == ("positive", "anchor")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"id": ["1", "2"], "query": ["a", "b"], "answer": ["c", "d"]},
+            "'id', taken as anchors by its place, looks like ids",
+        ),
+        (
+            {"query": ["a", "b"], "doc_id": ["c", "d"], "answer": ["e", "f"]},
+            "'doc_id', taken as positives by its place",
+        ),
+        ({"number": ["17", "18"], "text": ["a", "b"]}, "'number', taken as anchors by its place, looks like ids"),
+    ],
+)
+def test_a_column_of_ids_is_not_taken_for_texts_by_its_place(columns, said):
+    with pytest.raises(ValueError, match=said):
+        HardNegativeDataset(Dataset.from_dict(columns))
+    texts = [name for name in columns if name not in ("id", "doc_id", "number")]
+    if len(texts) == 2:
+        found = HardNegativeDataset(
+            Dataset.from_dict(columns), anchor_column_name=texts[0], positive_column_name=texts[1]
+        )
+        assert len(found) == 2
+
+
+def test_answers_that_are_numbers_are_texts_where_the_column_says_positive():
+    """A quiz: `positive` holds "25" and "10", and is named as what it is."""
+    assert len(HardNegativeDataset(Dataset.from_dict({"anchor": ["5 squared", "ten"], "positive": ["25", "10"]}))) == 2
+
+
+def test_what_is_used_and_what_is_not_is_said_in_one_line(caplog):
+    """In the log at construction, and in `repr`."""
+    rows = {"q": ["a", "b"], "a": ["c", "d"], "negative": ["e", "f"], "note": [1, 2], "weight": [1.0, 2.0]}
+    with caplog.at_level("INFO", logger="st_hardneg"):
+        found = HardNegativeDataset(Dataset.from_dict(rows), ["c", "x"])
+    assert "'q' -> 'a', 2 rows, 2 queries" in repr(found) and "not used: ['negative', 'note']" in repr(found)
+    assert "1 of 2 positives found in the corpus" in repr(found)
+    assert "anchor 'q', positive 'a', weights 'weight', not used ['negative', 'note']" in caplog.text
+    assert "The given negatives in ['negative'] are not used" in caplog.text
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "score", "scores"])
+@pytest.mark.parametrize("wrong", [0, 0.0, False])
+def test_rows_labelled_wrong_are_refused(name, wrong):
+    pairs = Dataset.from_dict({"a": ["x", "y"], "b": ["p", "q"], name: [type(wrong)(1), wrong]})
+    with pytest.raises(ValueError, match=f"The column '{name}' labels 1 of 2 rows as wrong answers"):
+        HardNegativeDataset(pairs)
+
+
+def test_labels_that_are_classes_are_refused_and_ones_are_not():
+    pairs = Dataset.from_dict({"a": ["x", "y"], "b": ["p", "q"], "label": [1, 2]})
+    with pytest.raises(ValueError, match="holds other values than 0 and 1, such as 2"):
+        HardNegativeDataset(pairs)
+    right = pairs.remove_columns("label").add_column("label", [1, 1]).add_column("score", [0.3, 0.9])
+    assert len(HardNegativeDataset(right)) == 2
+
+
+def test_rows_labelled_wrong_are_negatives_where_they_are_asked_for(bag_of_words):
+    """As a source, `given`: they are no positives, and their texts are the negatives of their anchors."""
+    rows = Dataset.from_dict(
+        {
+            "sentence1": ["w1 w2", "w1 w2", "w5 w6"],
+            "sentence2": ["w1 w3", "w1 w4", "w5 w7"],
+            "label": [1, 0, 1],
+        }
+    )
+    found = HardNegativeDataset(rows, ["w20", "w21"], sources={"given": 1, "dense": 1})
+    assert "1 rows labelled wrong are given negatives" in repr(found) and len(found) == 2
+    found.mine(bag_of_words, show_progress_bar=False)
+    assert found.provenance()[0]["negative_sources"][0] == "given"
+    assert found.to_dataset("n-tuple")[0]["negative_1"] == "w1 w4"
+
+
+def test_given_negatives_of_columns_are_a_source(bag_of_words):
+    rows = Dataset.from_dict(
+        {
+            "anchor": ["w1 w2", "w5 w6"],
+            "positive": ["w1 w3", "w5 w7"],
+            "negative_1": ["w30", "w31"],
+            "negative_2": ["w32", None],
+        }
+    )
+    found = HardNegativeDataset(rows, ["w20", "w21"], sources={"given": 2, "dense": 1})
+    found.mine(bag_of_words, show_progress_bar=False)
+    provenance = found.provenance()
+    assert provenance[0]["negative_sources"] == ["given", "given", "dense"]
+    assert provenance[1]["negative_sources"].count("given") == 1
+    assert set(found.corpus.texts.take(found.negative_ids[0][:2])) == {"w30", "w32"}
+
+
+# --- transforms, columns of one's own ---------------------------------------------------------------------------------
+
+
+def test_a_transform_is_refused(word_pairs):
+    """It would be dropped; as the error says, `map` applies it."""
+    transformed = word_pairs.with_transform(
+        lambda batch: {name: [f"{name}: {x}" for x in batch[name]] for name in batch}
+    )
+    with pytest.raises(ValueError, match="has a transform"):
+        HardNegativeDataset(transformed)
+    with pytest.raises(ValueError, match="`corpus` has a transform"):
+        HardNegativeDataset(word_pairs, transformed.rename_column("positive", "text"))
+    assert len(HardNegativeDataset(word_pairs.with_format("numpy"))) == 48
+
+
+def test_columns_of_the_users_are_not_replaced(bag_of_words, word_pairs):
+    found = mined(word_pairs.add_column("scores", ["mine"] * 48), model=bag_of_words)
+    assert found.to_dataset("n-tuple", keep_columns=True)["scores"][:] == ["mine"] * 48
+    with pytest.raises(ValueError, match=r"columns \['scores'\] of its own"):
+        found.to_dataset("n-tuple", output_scores=True, keep_columns=True)
+
+
+# --- pairs that are no pairs ------------------------------------------------------------------------------------------
+
+
+def test_rows_whose_positive_is_the_anchor_are_counted(bag_of_words, caplog):
+    """(x, x): kept, as SimCSE wants them, and said."""
+    pairs = Dataset.from_dict({"anchor": ["w1 w2", "w3 w4", "w5"], "positive": ["W1  w2", "w3 w4", "w6"]})
+    found = mined(pairs, ["w7 w8"], model=bag_of_words)
+    assert "The positive of 2 of 3 rows is the anchor itself" in caplog.text
+    assert not {"w1 w2", "W1  w2"} & set(found.to_dataset().select([0])["negative"])
+    caplog.clear()
+    HardNegativeDataset(pairs.select([2]), ["w7 w8"])
+    assert "the anchor itself" not in caplog.text

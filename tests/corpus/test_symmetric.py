@@ -1,0 +1,52 @@
+"""Symmetric pairs, such as duplicate questions: what hangs together by pairs is never each other's negative."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from st_hardneg import HardNegativeDataset, MiningConfig
+
+SAME = ["w1 w2 w3", "w1 w2 w4", "w1 w2 w5", "w1 w2 w6"]
+
+
+def duplicates() -> Dataset:
+    """(a, b), (b, c), (d, a): b and d are the same question, by way of a."""
+    a, b, c, d = SAME
+    return Dataset.from_dict({"anchor": [a, b, d, "w70 w71"], "positive": [b, c, a, "w70 w72"]})
+
+
+def mined(pairs, corpus=None, *, model, n=1, symmetric=None, **fields) -> HardNegativeDataset:
+    config = MiningConfig(num_negatives=n, **fields)
+    hard_negatives = HardNegativeDataset(pairs, corpus, config, symmetric=symmetric)
+    hard_negatives.mine(model, show_progress_bar=False)
+    return hard_negatives
+
+
+@pytest.mark.parametrize("spaces", [("corpus",), ("corpus", "anchors")])
+def test_duplicates_of_duplicates_are_no_negatives(bag_of_words, spaces):
+    found = mined(duplicates(), model=bag_of_words, search_spaces=spaces)
+    assert "symmetric pairs, up to 4 texts hang together" in repr(found)
+    for row in found.to_dataset():
+        assert (row["anchor"] in SAME) != (row["negative"] in SAME)
+
+
+def test_it_is_an_option(bag_of_words):
+    """Where pairs are no duplicates, `symmetric=False` mines what hangs together by chance."""
+    found = mined(duplicates(), model=bag_of_words, symmetric=False)
+    assert "symmetric" not in repr(found)
+    by_anchor = {row["anchor"]: row["negative"] for row in found.to_dataset()}
+    assert by_anchor[SAME[0]] in SAME  # c is near, and no pair says that it is right
+
+
+def test_the_other_side_of_a_pair_is_no_negative(bag_of_words):
+    """(a, b) and (b, c): the anchor `a` is right for the query `b`, too, where `a` is in the corpus."""
+    pairs = Dataset.from_dict({"anchor": ["w1 w2", "w1 w3", "w7"], "positive": ["w1 w3", "w1 w4", "w8"]})
+    for symmetric in (None, False):
+        found = mined(pairs, ["w1 w2", "w50 w51"], model=bag_of_words, n=2, symmetric=symmetric)
+        rows = {row["anchor"]: [row["negative_1"], row["negative_2"]] for row in found.to_dataset("n-tuple")}
+        assert "w1 w2" not in rows["w1 w3"]
+
+
+def test_questions_and_answers_are_not_taken_for_duplicates(bag_of_words, word_pairs):
+    assert "symmetric" not in repr(HardNegativeDataset(word_pairs))
