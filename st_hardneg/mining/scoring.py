@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,8 @@ from st_hardneg.mining.rescoring import cross_encoder_scores
 
 # One product of all with all is worth it up to so many times the pairs that are asked for.
 _WORTH_A_PRODUCT = 30
+# A block of such a product holds at most this many floats (64 MB).
+_MAX_FLOATS = 16_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,42 +181,51 @@ class Scoring:
         return self.vectors.chance(self.vectors.of_texts(self.pairs.positive_ids))
 
     def _to_positives(self, found: Candidates) -> tuple[Tensor, Tensor]:
-        """Return how similar each candidate is to the nearest of its query's positives, plainly and above chance."""
-        nearest, closest = torch.full((2, *found.corpus_ids.shape), -torch.inf)
-        offsets = torch.from_numpy(self.pairs.positive_offsets)
-        groups = torch.from_numpy(self.pairs.group)[found.query_ids]
-        first, count = offsets[groups], offsets[groups + 1] - offsets[groups]
-        compare = self._comparison(groups.unique(), found.corpus_ids, int(count.sum()) * found.corpus_ids.shape[1])
-        # The i-th positive of every query that has so many: a query with 200 does not inflate the others.
-        for i in range(int(count.max()) if len(count) else 0):
-            has = (count > i).nonzero().flatten()
-            places = first[has] + i
-            similarity = compare(places, has)
-            nearest[has] = torch.maximum(nearest[has], similarity)
-            closest[has] = torch.maximum(closest[has], similarity - self._chance_of_positives[places][:, None])
-        return nearest, closest
-
-    def _comparison(self, groups: Tensor, corpus_ids: Tensor, num_pairs: int) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a function from positives, one for each of some rows, to their similarities with the rows' candidates.
+        """Return how similar each candidate is to the nearest of its query's positives, plainly and above chance.
 
         Where few texts are candidates of many queries, all of them are compared with all positives in one product, which
         is many times as fast as going pair by pair; where candidates hardly overlap, it would be wasted on pairs that
         nobody asked for.
-
-        Args:
-            groups: int64: the groups of the queries, each once.
-            corpus_ids: int64 of shape ``(q, k)``: their candidates.
-            num_pairs: How many pairs are asked for.
         """
         offsets = torch.from_numpy(self.pairs.positive_offsets)
+        groups, group_of_row = torch.from_numpy(self.pairs.group)[found.query_ids].unique(return_inverse=True)
+        counts = offsets[groups + 1] - offsets[groups]
+        texts, place = found.corpus_ids.unique(return_inverse=True)
+        num_pairs = int(counts[group_of_row].sum()) * found.corpus_ids.shape[1]
+        if int(counts.sum()) * len(texts) > _WORTH_A_PRODUCT * num_pairs:
+            return self._pair_by_pair(found, offsets[groups][group_of_row], counts[group_of_row])
+        # All positives of these groups, one group after the other.
+        positives = torch.arange(int(counts.sum())) + (offsets[groups] - (counts.cumsum(0) - counts)).repeat_interleave(
+            counts
+        )
+        nearest, closest = torch.empty((2, len(groups), len(texts)))
+        step = max(1, _MAX_FLOATS // max(1, len(positives)))
+        ids, chance = torch.from_numpy(self.pairs.positive_ids)[positives], self._chance_of_positives[positives]
+        for first in range(0, len(texts), step):
+            columns = slice(first, first + step)
+            similarity = self.vectors.similarity_of_all(ids, texts[columns])
+            nearest[:, columns] = _highest(similarity, counts)
+            closest[:, columns] = _highest(similarity - chance[:, None], counts)
+        # Thousands of spellings of one query are one group, so that their thousands of positives are looked at once.
+        where = group_of_row[:, None] * len(texts) + place
+        return nearest.take(where), closest.take(where)
+
+    def _pair_by_pair(self, found: Candidates, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare each query's candidates with its own positives, of which ``count`` start at ``first``."""
+        nearest, closest = torch.full((2, *found.corpus_ids.shape), -torch.inf)
         ids = torch.from_numpy(self.pairs.positive_ids)
-        starts, counts = offsets[groups], offsets[groups + 1] - offsets[groups]
-        unique, place = corpus_ids.unique(return_inverse=True)
-        if int(counts.sum()) * len(unique) > _WORTH_A_PRODUCT * num_pairs:
-            return lambda places, rows: self.vectors.similarity_among_texts(ids[places], corpus_ids[rows])
-        before = counts.cumsum(0) - counts
-        wanted = torch.arange(int(counts.sum())) + (starts - before).repeat_interleave(counts)
-        product = self.vectors.similarity_of_all(ids[wanted], unique)
-        row_of = torch.full((len(ids),), -1)
-        row_of[wanted] = torch.arange(len(wanted))
-        return lambda places, rows: product[row_of[places]].gather(1, place[rows])
+        # The i-th positive of every query that has so many: a query with 200 does not inflate the others.
+        for i in range(int(count.max()) if len(count) else 0):
+            has = (count > i).nonzero().flatten()
+            places = first[has] + i
+            similarity = self.vectors.similarity_among_texts(ids[places], found.corpus_ids[has])
+            nearest[has] = torch.maximum(nearest[has], similarity)
+            closest[has] = torch.maximum(closest[has], similarity - self._chance_of_positives[places][:, None])
+        return nearest, closest
+
+
+def _highest(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the highest of so many rows each, of shape ``(len(counts), c)``; ``segment_reduce`` takes five times as long."""
+    if len(counts) == len(values):
+        return values
+    return torch.stack([rows.amax(dim=0) for rows in values.split(counts.tolist())])

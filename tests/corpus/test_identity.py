@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+import unicodedata
 
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from st_hardneg import HardNegativeDataset, MiningConfig
+from st_hardneg.corpus.identity import _INVISIBLE, IDENTITIES, draw_key, same_text_key, text_digest
+from tests.toys import Model, by_seed, mined, texts_of
 
 INVISIBLE = ["\u200b", "\u00ad", "\ufeff", "\u200e", "\u2060", "\ufe0f"]
 QUIZ = Dataset.from_dict(
@@ -15,7 +20,7 @@ QUIZ = Dataset.from_dict(
 )  # answers of digits only
 
 
-def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
+def mined_with(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
     hard_negatives = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=n, **fields))
     hard_negatives.mine(model, show_progress_bar=False)
     return hard_negatives
@@ -24,18 +29,18 @@ def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
 @pytest.mark.parametrize("character", INVISIBLE, ids=ascii)
 def test_a_copy_of_the_positive_with_an_invisible_character_is_no_negative(character, bag_of_words):
     pairs = Dataset.from_dict({"anchor": ["w1 w2"], "positive": ["w3 w4"]})
-    found = mined(pairs, [f"w3{character} w4", "w90 w91"], model=bag_of_words)
+    found = mined_with(pairs, [f"w3{character} w4", "w90 w91"], model=bag_of_words)
     assert found.to_dataset()["negative"][:] == ["w90 w91"]
 
 
 def test_answers_that_differ_in_a_superscript_are_merged_counted_and_can_be_kept_apart(bag_of_words):
     """2⁵ is 25 for Unicode's normal form, and not for a quiz: the report counts it, and `identity="exact"` keeps them."""
     corpus = ["25", "2⁵", "52", "10"]
-    merged = mined(QUIZ, corpus, model=bag_of_words, n=3)
+    merged = mined_with(QUIZ, corpus, model=bag_of_words, n=3)
     assert "1 texts count as the same as another one" in repr(merged)
     assert merged.report.num_merged_texts == 1 and "1 texts count as the same" in str(merged.report)
     assert not {"2⁵", "25"} & set(merged.to_dataset().filter(lambda row: row["positive"] == "25")["negative"])
-    exact = mined(QUIZ, corpus, model=bag_of_words, n=3, identity="exact")
+    exact = mined_with(QUIZ, corpus, model=bag_of_words, n=3, identity="exact")
     assert exact.report.num_merged_texts == 0 and "count as the same" not in repr(exact)
     rows = exact.to_dataset().filter(lambda row: row["positive"] == "25")
     assert set(rows["negative"]) == {"2⁵", "52", "10"}
@@ -46,7 +51,7 @@ def test_code_that_differs_in_indentation_can_be_a_negative_if_asked_for(bag_of_
     other = "if x:\n    w3\nw4"
     negatives = {}
     for identity in ("normalized", "exact"):
-        found = mined(pairs, [other], model=bag_of_words, n=2, identity=identity)
+        found = mined_with(pairs, [other], model=bag_of_words, n=2, identity=identity)
         negatives[identity] = {row["negative"] for row in found.to_dataset() if row["anchor"] == "w1 w2"}
     assert negatives == {"normalized": {"w8"}, "exact": {"w8", other}}
 
@@ -62,3 +67,84 @@ def test_thousands_of_spellings_of_one_anchor_are_built_and_mined_in_time(bag_of
     hard_negatives.mine(bag_of_words, show_progress_bar=False)
     assert time.process_time() - started < 7.0
     assert set(hard_negatives.to_dataset()["negative"]) <= {"w3 w4", "w5 w6"}
+
+
+def plain_identity(text: str) -> str:
+    """NFKC_Casefold, spelled out: folded and normalised until nothing changes, invisible characters left out."""
+    before = None
+    while text != before:
+        before, text = text, unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold())
+    return " ".join(text.split())
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_text_identity(left, right):
+    """Two texts share a key exactly if they are equal after NFKC_Casefold and collapsing of whitespace."""
+    assert (same_text_key(left) == same_text_key(right)) == (plain_identity(left) == plain_identity(right))
+    assert same_text_key(left) == same_text_key(f"  {left.upper() if left.isascii() else left}\n")
+    assert (text_digest(left) == text_digest(right)) == (left == right)
+    assert 0 <= draw_key(same_text_key(left)) < 2**63
+
+
+SAME = [
+    ("soft\u00adhyphen", "softhyphen"),
+    ("zero\u200bwidth", "zerowidth"),
+    ("\ufeffmark", "mark"),
+    ("left\u200eright", "leftright"),
+    ("word\u2060joiner", "wordjoiner"),
+    ("heart\ufe0f", "heart"),
+    ("Straße", "STRASSE"),
+    ("ﬁne", "FINE"),
+    ("a\u00a0b", "a b"),
+    ("e\u0301", "é"),
+    ("İ", "i̇"),
+    ("ᾳ", "αι"),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), SAME)
+def test_texts_that_a_reader_cannot_tell_apart(left, right):
+    """Invisible characters, case, ligatures and combining marks."""
+    assert same_text_key(left) == same_text_key(right)
+    assert text_digest(left) != text_digest(right)
+
+
+@pytest.mark.parametrize(("left", "right"), [("a b", "ab"), ("résumé", "resume"), ("1.5", "15"), ("", "a"), ("ı", "i")])
+def test_texts_that_are_different(left, right):
+    """Spaces, accents and points are seen."""
+    assert same_text_key(left) != same_text_key(right)
+
+
+def test_a_lone_surrogate_has_a_key():
+    """What no encoding can write is a text like others."""
+    assert same_text_key("a\ud800") != same_text_key("a") and text_digest("\ud800") != text_digest("\ud801")
+
+
+DUPLICATES = [("CO burns", "2⁵ is it"), ("def f():\n  x", "right 2")]
+CORPUS = ["25 is it", "Co burns", "def f(): x", "2⁵ is it", "other", "OTHER"]
+
+
+def test_identity_exact_tells_texts_apart_that_differ_by_a_character():
+    """Superscripts, case and indentation count where the recipe says so: such texts can be negatives."""
+    found = mined(DUPLICATES, Model(by_seed(1)), CORPUS, num_negatives=7, identity="exact")
+    assert sorted(texts_of(found)[0]) == sorted({*CORPUS, "right 2"} - {"2⁵ is it"})
+    assert found.report.num_merged_texts == 0 and len(found.corpus.searched) == 7
+    merged = mined(DUPLICATES, Model(by_seed(1)), CORPUS, num_negatives=4)
+    # "25 is it" is the positive, "Co burns" the query itself, and of the two others one stands for both.
+    assert sorted(texts_of(merged)[0]) == ["def f(): x", "other", "right 2"]
+    assert merged.report.num_merged_texts == 2 and "2 texts count as the same as another one" in str(merged.report)
+    assert "2 texts count as the same as another one" in repr(merged)
+
+
+def test_identity_exact_holds_for_queries_and_draws():
+    """Queries that differ by case have positives of their own, and draws of their own."""
+    pairs = Dataset.from_dict({"anchor": ["co", "CO"], "positive": ["first", "second"]})
+    known = {}
+    for identity in IDENTITIES:
+        found = HardNegativeDataset(pairs, None, MiningConfig(num_negatives=1, identity=identity))
+        known[identity] = [found._wrapped.pairs.positives_of(query).tolist() for query in range(2)]
+        keys = found._wrapped.pairs.draw_keys
+        assert (keys[0] == keys[1]) == (identity == "normalized")
+    assert known == {"normalized": [[0, 1], [0, 1]], "exact": [[0], [1]]}
+    found = mined(pairs, Model(by_seed(0)), num_negatives=1, identity="exact")
+    assert texts_of(found) == [["second"], ["first"]]

@@ -547,22 +547,27 @@ def test_nothing_wrong_comes_from_any_source(problem, options):
 
 def check_rows(found: HardNegativeDataset, model: Model, problem: dict, options: dict) -> None:
     """Check every negative of every row against the rows as they were given."""
-    names, negatives = found.provenance()["negative_sources"], texts_of(found)
+    provenance, negatives = found.provenance(), texts_of(found)
+    names, slots = provenance["negative_sources"], provenance["negative_slots"]
     allowed = {same(text) for text in problem["corpus"][:8]} | {same(text) for text in problem["web"]}
     for row, (anchor, _) in enumerate(problem["rows"]):
-        own = [p for a, p in problem["rows"] if a == anchor]
-        right = {same(p) for a, p in problem["rows"] if same(a) == same(anchor)} | {same(anchor)}
+        positives = {p for a, p in problem["rows"] if same(a) == same(anchor)}
         texts = negatives[row]
         identities = [same(text) for text in texts]
-        assert len(set(identities)) == len(identities)
-        assert not set(identities) & right
-        lowest = min(model.score(anchor, p) for a, p in problem["rows"] if same(a) == same(anchor)) if own else 0.0
-        for text, name in zip(texts, names[row], strict=False):
+        # Nothing that is right is ever there, not even as a last resort.
+        assert not set(identities) & {same(anchor), *map(same, positives)}
+        stands_in = [slot == "last resort" for slot in slots[row][: len(texts)]]
+        assert not any(stands_in) or options["shortfall"] == "random"
+        own = [one for one, last in zip(identities, stands_in, strict=True) if not last]
+        assert len(set(own)) == len(own)
+        lowest = min(model.score(anchor, p) for p in positives)
+        for text, name, last in zip(texts, names[row], stands_in, strict=False):
+            if last:  # no rule lets it through, and losses mask it
+                continue
             score = model.score(anchor, text)
             assert options["exclude_pattern"] is None or "w4" not in text
             assert options["min_score"] is None or score >= options["min_score"] - 1e-5
             if name == "synthetic":
-                positives = {p for a, p in problem["rows"] if same(a) == same(anchor)}
                 assert text in {one for written in write_some(sorted(positives)) for one in written}
                 continue
             assert options["max_score"] is None or score <= options["max_score"] + 1e-5
