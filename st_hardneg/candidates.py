@@ -237,6 +237,8 @@ class Mining:
         source_names: What the numbers in ``negatives.sources`` stand for.
         report: The report.
         topics: int32 of shape ``(num_queries,)``: the cluster of each query, if topics were asked for.
+        suspects: Query ids, corpus ids and closeness of what lies closest to right answers, each of shape ``(m,)``;
+            None if they were not kept, as in files.
     """
 
     negatives: Negatives
@@ -245,6 +247,7 @@ class Mining:
     source_names: tuple[str, ...]
     report: MiningReport
     topics: Tensor | None = None
+    suspects: tuple[Tensor, Tensor, Tensor] | None = None
 
     def recoded(self, names: Sequence[str]) -> Mining:
         """Return the same mining, its sources numbered as places in these names; further ones follow them."""

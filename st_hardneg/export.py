@@ -17,11 +17,12 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.errors import NotMinedError
+from st_hardneg.errors import MiningError, NotMinedError
 from st_hardneg.files.save import SavedState, read, save
 from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
 from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
+from st_hardneg.mining.risk import most_doubtful
 from st_hardneg.mining.task import Task
 from st_hardneg.publish.hub import keep_info, push_mined
 from st_hardneg.publish.provenance import provenance_dataset
@@ -137,6 +138,45 @@ class MinedDataset:
         """
         mining, pairs = self._mined("provenance()"), self._wrapped.pairs
         return provenance_dataset(mining, pairs.row_query, pairs.row_positive, self._wrapped.corpus)
+
+    def suspects(self, n: int = 50) -> Dataset:
+        """Return the texts that are most likely right answers nobody has labelled, the most doubtful first.
+
+        They come from all candidates of the last mining, whether or not a rule has removed them, and are ranked by how
+        much they share with a known right answer of their query, in vectors and in words.
+
+        Args:
+            n: How many.
+
+        Returns:
+            A dataset of ``anchor``, ``positive`` (the first known one), ``suspect``, ``row`` (the first of the anchor),
+            ``corpus_id`` and ``closeness`` (the model's similarity of the suspect and the nearest positive).
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+            MiningError: If the recipe compares no candidates with positives, or the mining was read from files.
+        """
+        found, pairs, texts = self._mined("suspects()").suspects, self._wrapped.pairs, self.corpus.texts
+        if found is None or not len(found[0]):
+            raise MiningError(
+                "There are no suspects to show: files do not hold them, and they are only found by a recipe with "
+                "`max_positive_similarity` or `max_relative_positive_similarity`, such as the recommended one. Mine anew."
+            )
+        queries, ids, closeness = (values.numpy() for values in found)
+        anchors = pairs.anchors.take(pairs.first_row[queries])
+        positives = [texts.take(pairs.positives_of(query)) for query in queries.tolist()]
+        described = list(zip(anchors, positives, texts.take(ids), closeness.tolist(), strict=True))
+        places = most_doubtful(described, n)
+        return Dataset.from_dict(
+            {
+                "anchor": [described[place][0] for place in places],
+                "positive": [described[place][1][0] for place in places],
+                "suspect": [described[place][2] for place in places],
+                "row": pairs.first_row[queries[places]],
+                "corpus_id": ids[places],
+                "closeness": closeness[places],
+            }
+        )
 
     def save_to_disk(self, dataset_path: str | os.PathLike[str]) -> None:
         """Write pairs, corpus, negatives, recipe and report to a folder, as plain Arrow and JSON.

@@ -94,6 +94,7 @@ def mine(
         task.source_names,
         summarize_mining(run, negatives, previous, watch.seconds),
         _topics(task, vectors, config.seed),
+        (story.suspects.query_ids, story.suspects.corpus_ids, story.suspects.closeness),
     )
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from st_hardneg.candidates import BUILT_IN_SOURCES, MINED, Candidates, Negatives, joined
 from st_hardneg.draws import uniform_noise
-from st_hardneg.mining.filters import Tally
+from st_hardneg.mining.filters import RULES, Tally
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
+from st_hardneg.mining.risk import Suspects
 from st_hardneg.mining.sampling import choose, window_of_survivors
 from st_hardneg.sources.protocol import Plan, Proposal, Queries, Source
 from st_hardneg.strategies import SAMPLING, Window
@@ -35,6 +36,7 @@ class Story:
         coin: What ``random_rate`` draws from.
         tally: What the rules removed.
         search_seconds: Seconds spent in the sources.
+        suspects: What lies closest to right answers.
     """
 
     judge: Judge
@@ -46,6 +48,7 @@ class Story:
     coin: Source | None = None
     tally: Tally = field(default_factory=Tally)
     search_seconds: float = 0.0
+    suspects: Suspects = field(default_factory=Suspects.none)
 
     def negatives_of(self, query_ids: Tensor) -> Negatives:
         """Return the negatives of some queries, from every source its quota, no text twice."""
@@ -106,6 +109,8 @@ class Story:
         is_full = (proposal.ids >= 0).sum(dim=1) >= plan.reach(queries.ids)
         candidates = self._scored(name, queries, proposal, plan)
         masks, keep = self.judge.masks(candidates)
+        unknown = [masks[name] for name, rule in RULES.items() if rule.always and name in masks]
+        self.suspects = self.suspects.with_those_of(candidates, torch.stack(unknown).all(dim=0))
         allowed = keep & ~self.judge.is_same_text(candidates.corpus_ids, taken.ids) if taken.ids.shape[1] else keep
         chosen = candidates.at(self._choose(candidates, allowed, quota, plan, is_ranked=proposal.is_ranked))
         # Only the model's own search goes on; a search engine may be slow, and has no margin to search up to.

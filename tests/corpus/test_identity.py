@@ -73,7 +73,8 @@ def plain_identity(text: str) -> str:
     """NFKC_Casefold, spelled out: folded and normalised until nothing changes, invisible characters left out."""
     before = None
     while text != before:
-        before, text = text, unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold())
+        before, seen = text, _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+        text = unicodedata.normalize("NFKC", seen.casefold())
     return " ".join(text.split())
 
 
