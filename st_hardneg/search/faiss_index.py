@@ -107,8 +107,8 @@ class FaissSearcher:
             )
         if similarity_fn_name == "manhattan" and self.factory != "Flat":
             raise ValueError(
-                f"Expected the index 'Flat' with the model's similarity 'manhattan', got {self.factory!r}, which FAISS cannot "
-                "search by it. Use 'Flat', or search exactly."
+                f"Expected the index 'Flat' with the model's similarity 'manhattan', got {self.factory!r}, which "
+                "FAISS cannot search by it. Use 'Flat', or search exactly."
             )
         return int(metrics[similarity_fn_name])
 
