@@ -21,7 +21,7 @@ from torch import nn
 from train_with_refresh import argument_parser, load, make_config, make_model, measure, train
 
 from st_hardneg import HardNegativeDataset, MiningCallback
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.losses import (
     SemiHardContrastiveLoss,
     SemiHardMultipleNegativesRankingLoss,
@@ -61,7 +61,7 @@ def main() -> None:
         values = []
         for seed in arguments.seeds:
             model = copy.deepcopy(base)
-            hard_negatives = HardNegativeDataset(pairs, corpus, config)
+            hard_negatives = HardNegativeDataset(pairs, corpus, config, batch_size=256)
             hard_negatives.mine(model, show_progress_bar=False)
             loss = LOSSES[name](model, hard_negatives.known_positives)
             callback = MiningCallback(hard_negatives, mining_strategy="epoch")

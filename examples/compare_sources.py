@@ -19,19 +19,18 @@ from typing import Any
 from datasets import Dataset, disable_progress_bars
 from train_with_refresh import argument_parser, load, make_config, make_model, measure, train
 
-from st_hardneg import HardNegativeDataset, MiningCallback
+from st_hardneg import HardNegativeDataset, Linear, MiningCallback, SimANS, Softmax, Stage, Written
 from st_hardneg.sources.synthetic import KeywordEdits
-from st_hardneg.training.schedules import Linear, Stage
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a row of the table changes: fields of the config, a schedule, and whether negatives are refreshed."""
+    """What a row of the table changes: fields of the config, sources, a schedule, and whether negatives are refreshed."""
 
     config: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Any] | None = None
     schedule: Any = None
     refresh: bool = False
-    synthetic: bool = False
 
 
 RECIPES = {
@@ -39,17 +38,16 @@ RECIPES = {
     "window 10-210, random": Recipe(
         {"range_min": 10, "range_max": 210, "sampling_strategy": "random", "rank_window": "raw"}
     ),
-    "softmax, T=0.05": Recipe({"range_max": 100, "sampling_strategy": "softmax", "softmax_temperature": 0.05}),
-    "SimANS, a=50, b=0": Recipe({"range_max": 100, "sampling_strategy": "simans", "simans_a": 50.0, "simans_b": 0.0}),
-    "lexical 1 of 3": Recipe({"sources": {"dense": 2, "lexical": 1}}),
-    "keyword edits 1 of 3": Recipe({"sources": {"dense": 2, "synthetic": 1}}, synthetic=True),
+    "softmax, T=0.05": Recipe({"range_max": 100, "sampling_strategy": Softmax(0.05)}),
+    "SimANS, a=50, b=0": Recipe({"range_max": 100, "sampling_strategy": SimANS(50.0, 0.0)}),
+    "lexical 1 of 3": Recipe(sources={"dense": 2, "lexical": 1}),
+    "keyword edits 1 of 3": Recipe(sources={"dense": 2, "synthetic": Written(KeywordEdits(), 1)}),
     "top, refreshed each epoch": Recipe(refresh=True),
     "dual-space, random rate .8 to 0": Recipe(
-        {"search_spaces": ("corpus", "anchors")}, {"random_rate": Linear(0.8, 0.0)}, refresh=True
+        {"search_spaces": ("corpus", "anchors")}, schedule={"random_rate": Linear(0.8, 0.0)}, refresh=True
     ),
     "curriculum: 50-100, 10-60, 0-31": Recipe(
-        {},
-        [
+        schedule=[
             Stage("easy", 1, range_min=50, range_max=100, sampling_strategy="random"),
             Stage("medium", 1, range_min=10, range_max=60, sampling_strategy="random"),
             Stage("hard", 2, range_min=0, range_max=31),
@@ -89,7 +87,8 @@ def main() -> None:
                 pairs,
                 corpus,
                 replace(make_config(arguments), seed=seed, **recipe.config),
-                synthetic=KeywordEdits(seed=seed) if recipe.synthetic else None,
+                sources=recipe.sources,
+                batch_size=256,
             )
             hard_negatives.mine(model, show_progress_bar=False)
             leaks.append(leaked(hard_negatives.to_dataset(), known))

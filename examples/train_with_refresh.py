@@ -53,7 +53,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, help="default: 0.02 for a static embedding, 2e-5 otherwise")
     parser.add_argument("--num-negatives", type=int, default=3)
-    parser.add_argument("--relative-margin", type=float, help="default: 0.05 with --data, 0.2 for docstrings")
+    parser.add_argument("--relative-margin", type=float, help="a plain margin in place of the recommended recipe")
     parser.add_argument("--range-max", type=int, help="how many candidates to consider for each query")
     parser.add_argument("--limit", type=int, help="train on so many pairs only")
     parser.add_argument("--shortfall", default="random", choices=["drop", "random", "repeat"])
@@ -61,16 +61,15 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def make_config(arguments: argparse.Namespace) -> MiningConfig:
-    """Return the mining recipe."""
-    margin = arguments.relative_margin
-    if margin is None:
-        margin = 0.05 if arguments.data else 0.2
-    return MiningConfig(
-        num_negatives=arguments.num_negatives,
-        relative_margin=margin,
-        range_max=arguments.range_max,
-        shortfall=arguments.shortfall,
-    )
+    """Return the mining recipe: the recommended one, unless a plain margin is asked for."""
+    fields = {
+        "num_negatives": arguments.num_negatives,
+        "range_max": arguments.range_max,
+        "shortfall": arguments.shortfall,
+    }
+    if arguments.relative_margin is None:
+        return MiningConfig.recommended(**fields)
+    return MiningConfig(relative_margin=arguments.relative_margin, **fields)
 
 
 def load(data: str | None) -> tuple[Dataset, Dataset, InformationRetrievalEvaluator]:

@@ -16,7 +16,7 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.encoders.prompts import training_encodings, with_texts
+from st_hardneg.encoders.prompts import check_columns, training_encodings, with_texts
 from st_hardneg.export import MinedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
@@ -207,6 +207,8 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
                 query has too few. The earlier negatives stay as they were.
             ValueError: If the model's similarity cannot be searched by, or prompts or routes name another column.
         """
+        for setting, parameter in ((prompts, "prompts"), (router_mapping, "router_mapping")):
+            check_columns(setting, parameter, self.anchor_column_name, self.positive_column_name)
         given = args or SimpleNamespace(prompts=prompts, router_mapping=router_mapping)
         encodings = training_encodings(self, given, dataset_name, keeps_own=args is None and prompts is None)
         mining = self.compute_mining(

@@ -61,6 +61,23 @@ def training_encodings(
     )
 
 
+def check_columns(setting: Any, parameter: str, anchor: str, positive: str) -> None:
+    """Raise if a setting for the columns of one dataset names others, which would be ignored.
+
+    Args:
+        setting: ``prompts`` or ``router_mapping``.
+        parameter: What it is called.
+        anchor: The anchor column.
+        positive: The positive column.
+
+    Raises:
+        ValueError: If so.
+    """
+    names = list(setting) if isinstance(setting, Mapping) else []
+    if unknown := [name for name in names if name not in (anchor, positive) and not str(name).startswith("negative")]:
+        raise ValueError(f"Expected `{parameter}` to name the columns {anchor!r} and {positive!r}, got {unknown}.")
+
+
 def prompt_text(model: Any, encoding: Encoding) -> str:
     """Return the text that a model puts before what it encodes, as its ``encode_query`` and ``encode_document`` find it.
 

@@ -59,7 +59,8 @@ class FaissSearcher:
         self._metric_type = self._metric(faiss, similarity_fn_name)
         if self.is_exact and self.search_parameters:
             raise ValueError(
-                f"A flat index takes no search parameters, got {self.search_parameters!r}. Leave them out."
+                f"The FAISS index {self.factory!r} does not take the search parameters {self.search_parameters!r}: it "
+                "compares everything. Leave them out."
             )
         # FAISS compares without an index by inner products and squared distances only.
         self._index = None if self.is_exact and similarity_fn_name != "manhattan" else self._built(faiss)
@@ -107,8 +108,8 @@ class FaissSearcher:
             )
         if similarity_fn_name == "manhattan" and self.factory != "Flat":
             raise ValueError(
-                f"Expected the index 'Flat' with the model's similarity 'manhattan', got {self.factory!r}, which "
-                "FAISS cannot search by it. Use 'Flat', or search exactly."
+                f"Expected the index 'Flat' with the model's similarity 'manhattan', got {self.factory!r}, which FAISS "
+                "cannot search by it. Use 'Flat', or search exactly."
             )
         return int(metrics[similarity_fn_name])
 

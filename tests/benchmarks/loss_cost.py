@@ -31,7 +31,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from st_hardneg.corpus.pairs import KnownPositives
+from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.losses import (
     SemiHardCachedMultipleNegativesRankingLoss,
     SemiHardContrastiveLoss,

@@ -41,7 +41,10 @@ def test_ids_that_are_nobodys_are_never_right():
     assert found.tolist() == [[False] * 4, [True, False, True, False], [False, True, False, False]] + [[False] * 4] * 2
     empty = KnownPositives.from_lists([[], []], [0, 1])
     assert not bool(empty.is_positive(torch.arange(2), torch.arange(2)).any())
-    assert known.contains(torch.tensor([0, 1]), torch.tensor([[2, -1], [0, 1]])).tolist() == [[True, False], [False, True]]
+    assert known.contains(torch.tensor([0, 1]), torch.tensor([[2, -1], [0, 1]])).tolist() == [
+        [True, False],
+        [False, True],
+    ]
 
 
 def test_clusters_say_that_all_in_one_are_right():

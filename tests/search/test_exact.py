@@ -157,8 +157,8 @@ def test_the_order_equals_a_plain_sort(seed):
         (
             [[0, 3]],
             [[1.0, 0.5]],
-            "Expected Returns.search to return ids in [0, 3) or -1, got ids from 0 to 3. Return row numbers of the indexed "
-            "corpus.",
+            "Expected Returns.search to return ids in [0, 3) or -1, got ids from 0 to 3. Return row numbers of the "
+            "indexed corpus.",
         ),
         (
             [[-2, 1]],

@@ -54,8 +54,8 @@ def test_an_inverted_file_says_how_much_it_finds(bag_of_words, pairs):
     low, high = reports[1], reports[64]
     assert low.recall < 0.95 < high.recall <= 1.0
     assert low.notes == (
-        f"The searcher finds {low.recall:.0%} of the nearest texts. Raise its search parameters (`nprobe`, `efSearch`), or "
-        "search exactly.",
+        f"The searcher finds {low.recall:.0%} of the nearest texts. Raise its search parameters (`nprobe`, `efSearch`), "
+        "or search exactly.",
     )
     assert high.notes == () and f"recall      {high.recall:.3f}" in str(high) and low.notes[0] in str(low)
     assert low.metrics()["mining/recall"] == round(low.recall, 4)

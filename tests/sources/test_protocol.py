@@ -36,7 +36,9 @@ class Own:
 
 
 def mine(answer, corpus=CORPUS, **config) -> HardNegativeDataset:
-    return mined(PAIRS, Model(by_angle), corpus, **{"num_negatives": 2, "sources": {"mine": (Own(answer), 2)}, **config})
+    return mined(
+        PAIRS, Model(by_angle), corpus, **{"num_negatives": 2, "sources": {"mine": (Own(answer), 2)}, **config}
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,9 @@ def test_proposals_in_whatever_form(answer):
     "answer",
     [
         lambda n: Proposal([[2, 0], [3]], [[7.5, 6.0], [1.0]]),
-        lambda n: Proposal(torch.tensor([[2, 0], [3, -1]]), torch.tensor([[7.5, 6.0], [1.0, 9.0]], dtype=torch.float64)),
+        lambda n: Proposal(
+            torch.tensor([[2, 0], [3, -1]]), torch.tensor([[7.5, 6.0], [1.0, 9.0]], dtype=torch.float64)
+        ),
         lambda n: Proposal([["doc-70", "doc-50"], ["doc-80"]], [[7.5, 6], [1]]),
         lambda n: Proposal(torch.tensor([[2, 0], [3, -1]]), [[7.5, 6.0], [1.0, 9.0]]),
     ],
@@ -117,8 +121,8 @@ def test_what_is_right_or_ruled_out_is_taken_out_of_proposals():
 
 def test_no_text_comes_from_two_sources():
     """What one source gave is no longer taken from the next."""
-    found = mined(PAIRS, Model(by_angle), CORPUS, num_negatives=4,
-                  sources={"dense": 1, "mine": (Own(lambda n: [[0, 1, 2]] * n), 2), "web": Texts(["D 50°", "w 5°"], 1)})  # fmt: skip
+    sources = {"dense": 1, "mine": (Own(lambda n: [[0, 1, 2]] * n), 2), "web": Texts(["D 50°", "w 5°"], 1)}
+    found = mined(PAIRS, Model(by_angle), CORPUS, num_negatives=4, sources=sources)
     assert texts_of(found)[0] == ["s 45°", "d 50°", "d 60°", "w 5°"]
 
 
