@@ -88,8 +88,8 @@ def test_a_prompt_goes_where_it_is_taken():
     mined(PAIRS, client, CORPUS, num_negatives=1, query_prompt="find: ")
     assert client.asked["query"] == ["find: q 0°", "find: r 90°"]
     message = (
-        "`encode_document` of WithPrompts takes no `prompt`, so that texts cannot be encoded with 'text: '. Leave the prompt "
-        "out, or let the method take it."
+        "`encode_document` of WithPrompts takes no `prompt`, so that texts cannot be encoded with 'text: '. Leave the "
+        "prompt out, or let the method take it."
     )
     with pytest.raises(MiningError, match=whole(message)):
         mined(PAIRS, WithPrompts(), CORPUS, num_negatives=1, corpus_prompt="text: ")
@@ -122,7 +122,11 @@ def test_models_that_cannot_search_are_told_apart_by_their_class(name):
 
 @pytest.mark.parametrize(
     ("result", "got"),
-    [([[1.0, 0.0]], "(1, 2) for 2 texts"), ([1.0, 2.0], "(2,) for 2 texts"), ([[[1.0]], [[1.0]]], "(2, 1, 1) for 2 texts")],
+    [
+        ([[1.0, 0.0]], "(1, 2) for 2 texts"),
+        ([1.0, 2.0], "(2,) for 2 texts"),
+        ([[[1.0]], [[1.0]]], "(2, 1, 1) for 2 texts"),
+    ],
 )
 def test_another_number_of_vectors_is_refused(result, got):
     """One vector per text."""
@@ -138,7 +142,8 @@ def test_a_vector_that_is_not_finite_is_named(bad):
     found = mined(PAIRS, Model(by_angle), CORPUS, num_negatives=1)
     before = found.negative_ids
     broken = Model(lambda text: (bad, 0.0) if text == "d 60°" else by_angle(text))
-    with pytest.raises(MiningError, match=r"^Expected finite embeddings, got NaN or infinity for 1 of \d+ texts, such as 'd 60°'"):
+    said = r"^Expected finite embeddings, got NaN or infinity for 1 of \d+ texts, such as 'd 60°'"
+    with pytest.raises(MiningError, match=said):
         found.mine(broken, show_progress_bar=False)
     assert (found.negative_ids == before).all()
 
@@ -161,7 +166,7 @@ def test_where_memory_does_not_suffice_batches_become_smaller(message, caplog):
     assert vectors.shape == (3, 2) and sizes == [32, 16, 8, 4]
     assert "going on with 4" in caplog.text
     Small.most = 0
-    with pytest.raises(MiningError, match="^Expected enough memory to encode one text at a time while mining"):
+    with pytest.raises(MiningError, match=r"^Expected enough memory to encode one text at a time while mining"):
         encode(Small(), ["a 1°"], Encoding("query", batch_size=2))
 
 
@@ -173,7 +178,7 @@ def test_other_errors_of_a_model_are_its_own():
         raise RuntimeError("no connection")
 
     client.encode_query = fail
-    with pytest.raises(RuntimeError, match="^no connection$"):
+    with pytest.raises(RuntimeError, match=r"^no connection$"):
         encode(client, ["a"], Encoding("query"))
 
 
