@@ -48,7 +48,8 @@ def run(*commands: str) -> list[str]:
 def test_the_examples():
     """The short ones print a report each; the main one trains on every kind of negatives and prints a row for each."""
     on_few_pairs = "examples/train_with_refresh.py --epochs 2 --num-negatives 1 --limit 200"
-    *short, out = run("examples/mine_offline.py", "examples/custom_searcher.py", on_few_pairs)
+    scripts = ("examples/mine_offline.py", "examples/custom_searcher.py", "examples/custom_source.py")
+    *short, out = run(*scripts, on_few_pairs)
     for printed in short:
         assert "Hard negatives: first mining" in printed
     for row in ("before training", "in-batch negatives", "mined once", "refreshed each epoch"):

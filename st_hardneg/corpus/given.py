@@ -80,7 +80,8 @@ def given_corpus(
         if dataset.format["type"] == "custom":
             raise ValueError(
                 f"`{parameter}` has a transform (`with_transform` or `set_transform`), and mining would read the texts "
-                "without it. Apply it with `map` first, or take it off with `with_format(None)`."
+                "without it. Apply it once, with `with_format(None).map(transform, batched=True)`, or take it off with "
+                "`with_format(None)`."
             )
     elif isinstance(corpus, Sequence) and not isinstance(corpus, (str, bytes)):
         dataset = _dataset_of_list(corpus, parameter)

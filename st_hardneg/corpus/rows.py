@@ -142,7 +142,8 @@ def _check_dataset(dataset: Any) -> None:
     if dataset.format["type"] == "custom":
         raise ValueError(
             "The dataset has a transform (`with_transform` or `set_transform`), and mining would read the texts without "
-            "it. Apply it with `dataset.map` first, or take it off with `dataset.with_format(None)`."
+            "it. Apply it once, with `dataset.with_format(None).map(transform, batched=True, remove_columns=...)`, or "
+            "take it off with `dataset.with_format(None)`."
         )
 
 

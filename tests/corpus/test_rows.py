@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
+from sentence_transformers.util.dataset import resolve_ids
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 
@@ -31,6 +32,8 @@ def test_naming_one_of_the_two_leaves_the_other_to_its_name():
     columns = Dataset.from_dict({"positive": ["so", "because"], "anchor": ["how", "why"], "question": ["a", "b"]})
     found = HardNegativeDataset(columns, anchor_column_name="question")
     assert (found.anchor_column_name, found.positive_column_name) == ("question", "positive")
+    alone = HardNegativeDataset(columns, anchor_column_name="positive")
+    assert (alone.anchor_column_name, alone.positive_column_name) == ("positive", "anchor")
     swapped = HardNegativeDataset(columns, anchor_column_name="positive", positive_column_name="anchor")
     assert (swapped.anchor_column_name, swapped.positive_column_name) == ("positive", "anchor")
 
@@ -141,6 +144,20 @@ def test_a_transform_is_refused(word_pairs):
     with pytest.raises(ValueError, match="`corpus` has a transform"):
         HardNegativeDataset(word_pairs, transformed.rename_column("positive", "text"))
     assert len(HardNegativeDataset(word_pairs.with_format("numpy"))) == 48
+
+
+def test_rows_of_ids_that_are_resolved_on_the_fly_are_refused_and_work_as_the_error_says(bag_of_words, word_pairs):
+    """Sentence Transformers' `resolve_ids` is such a transform."""
+    texts = Dataset.from_dict(
+        {"id": [f"t{i}" for i in range(96)], "text": [*word_pairs["anchor"], *word_pairs["positive"]]}
+    )
+    ids = Dataset.from_dict({"q": [f"t{i}" for i in range(48)], "d": [f"t{i}" for i in range(48, 96)]})
+    resolve = resolve_ids({"q": texts, "d": texts})
+    with pytest.raises(ValueError, match=r"with_format\(None\).map\(transform, batched=True, remove_columns="):
+        HardNegativeDataset(ids.with_transform(resolve))
+    rows = ids.with_transform(resolve).with_format(None).map(resolve, batched=True, remove_columns=["q", "d"])
+    found = mined(rows, model=bag_of_words)
+    assert (found.negative_ids == mined(word_pairs, model=bag_of_words).negative_ids).all()
 
 
 def test_columns_of_the_users_are_not_replaced(bag_of_words, word_pairs):

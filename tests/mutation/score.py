@@ -1,6 +1,6 @@
 """Change the code in every small way that mutmut knows, and count how many changes the tests notice.
 
-python tests/mutation/score.py [filters] [hardness] [live.table] … [--sample 30] [--floor 85]
+python tests/mutation/score.py [mining.filters] [live.table] [hardness] [--sample 30] [--floor 85]
 
 mutmut makes the mutants, all of them in one copy of the package. One process imports that copy and the tests, and forks
 for each mutant: a fork takes milliseconds, importing torch takes seconds. Survivors are printed, and explained in
@@ -33,13 +33,24 @@ from mutmut.mutation.trampoline import set_mutant_under_test
 
 ROOT = Path(__file__).parents[2]
 TESTS = {
-    "filters": ["tests/test_filters.py"],
-    "sampling": ["tests/test_windows_and_draws.py", "tests/test_sampling.py"],
+    "corpus.identity": ["tests/corpus/test_identity.py"],
+    "corpus.known": ["tests/corpus/test_known.py"],
+    "corpus.rows": ["tests/corpus/test_rows.py", "tests/test_dataset.py"],
+    "corpus.given": ["tests/corpus/test_given.py", "tests/test_dataset.py"],
+    "corpus.symmetric": ["tests/corpus/test_symmetric.py"],
+    "mining.filters": ["tests/mining/test_filters.py", "tests/mining/test_tables.py"],
+    "mining.sampling": ["tests/mining/test_sampling.py", "tests/test_draws.py"],
+    "mining.slots": ["tests/mining/test_slots.py", "tests/mining/test_notes.py"],
+    "strategies": ["tests/test_strategies.py", "tests/mining/test_sampling.py"],
     "live.table": ["tests/live/test_table.py"],
     "live.view": ["tests/live/test_view.py", "tests/live/test_dataset.py"],
     "live.rows": ["tests/live/test_dataset.py", "tests/live/test_every_method.py", "tests/live/test_view.py"],
     "live.dataset": ["tests/live/test_dataset.py", "tests/live/test_view.py", "tests/live/test_every_method.py"],
     "live.batches": ["tests/live/test_batches.py"],
+    "losses.masking": ["tests/losses/test_masking.py"],
+    "losses.in_batch": ["tests/losses/test_in_batch.py"],
+    "losses.triplet": ["tests/losses/test_triplet.py"],
+    "losses.contrastive": ["tests/losses/test_contrastive.py"],
     "hardness": ["tests/test_hardness.py"],
 }
 DESELECTED = [
@@ -172,7 +183,7 @@ def main() -> int:
         score = 100 * (1 - counts["survived"] / len(names))
         lowest = min(lowest, score)
         details = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-        print(f"{module:10} {score:5.1f} %  of {len(names)} mutants: {details}")
+        print(f"{module:18} {score:5.1f} %  of {len(names)} mutants: {details}")
     print(f"{time.perf_counter() - started:.0f} s")
     for module, names in mutants.items():
         for mutant in names:

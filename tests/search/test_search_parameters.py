@@ -24,7 +24,7 @@ def test_search_parameters_of_an_index_can_be_set():
         return float((found[:, :, None] == wanted[:, None, :]).any(2).float().mean())
 
     assert recall("IVF64,Flat,nprobe=64") > 0.999 > 0.9 > recall("IVF64,Flat")
-    with pytest.raises(ValueError, match="A flat index takes no search parameters, got 'nprobe=3'"):
+    with pytest.raises(ValueError, match="does not take the search parameters 'nprobe=3': it compares everything"):
         FaissSearcher("Flat,nprobe=3").index(corpus, "cosine")
 
 
