@@ -96,8 +96,10 @@ def test_slots_add_up_and_the_table_shows_them(report):
     for rule, count in report.removed.items():
         assert f"  {'- ' + rule:<34}{count:>12,}" in table
     assert report.num_kept <= report.num_candidates
-    assert report.num_kept + max(report.removed.values()) <= report.num_candidates <= report.num_kept + sum(
-        report.removed.values()
+    assert (
+        report.num_kept + max(report.removed.values())
+        <= report.num_candidates
+        <= report.num_kept + sum(report.removed.values())
     )
     assert report.metrics()["mining/filled"] == 1.0
 
@@ -106,7 +108,9 @@ def test_fillers_that_are_many_are_said_in_words():
     """Random texts above a tenth of the slots, besides those that a quota asked for, with the rule that is to blame."""
     corpus = [f"d {angle}°" for angle in range(41, 80)] + [f"far {angle}°" for angle in range(150, 180)]
     one = [("q 0°", "p 40°")]
-    blamed = mined(one, Model(by_angle), corpus, num_negatives=5, max_score=0.0, shortfall="random", range_max=10).report
+    blamed = mined(
+        one, Model(by_angle), corpus, num_negatives=5, max_score=0.0, shortfall="random", range_max=10
+    ).report
     assert len(blamed.notes) == 1
     assert blamed.notes[0].startswith("100% of the slots are random texts, because nothing else was found.")
     assert "`max_score` removes" in blamed.notes[0] and blamed.notes[0] in str(blamed)
