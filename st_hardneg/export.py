@@ -236,13 +236,7 @@ class MinedDataset:
             FileNotFoundError: If the folder is not there.
             ValueError: If the files are damaged or do not belong together, or the recipe needs what was not given.
         """
-        path = os.fspath(dataset_path)
-        saved = read(path, config=config)
-        num_topics = saved.options.get("num_topics")
-        try:
-            check_num_topics(num_topics, saved.pairs.num_queries)
-        except (TypeError, ValueError) as error:
-            raise damaged(path, f"`num_topics` cannot be ({error})") from None
+        saved = read(os.fspath(dataset_path), config=config)
         helpers = Help(
             cross_encoder,
             guide,
@@ -252,21 +246,21 @@ class MinedDataset:
             batch_size,
             query_chunk_size,
             corpus_chunk_size,
-            num_topics,
+            _num_topics(dataset_path, saved),
         )
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)
         if missing := sorted(set(saved.needs) - set(helpers.needs(named))):
+            those = "it" if len(missing) == 1 else "them"
             raise ValueError(
-                f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass "
-                f"{'it' if len(missing) == 1 else 'them'} to `load_from_disk` again."
+                f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass {those} to "
+                "`load_from_disk` again."
             )
         task = Task(saved.pairs, saved.corpus, named.own, named.names, **helpers.arguments_of_task())
         loaded = cls.__new__(cls)
         loaded._wrapped = Wrapped(saved.rows, saved.corpus, saved.pairs, saved.config, task, helpers.needs(named))
         loaded.live = LiveNegatives(saved.pairs, saved.corpus, saved.config.num_negatives)
-        mining = None if saved.mining is None else saved.mining.recoded(named.names)
-        loaded.live.load(mining, saved.num_minings, saved.live_rows)
+        loaded.live.load(saved.mining and saved.mining.recoded(named.names), saved.num_minings, saved.live_rows)
         return loaded
 
     def push_to_hub(
@@ -321,3 +315,12 @@ class MinedDataset:
             revision=revision,
             commit_message=commit_message,
         )
+
+
+def _num_topics(path: str | os.PathLike[str], saved: SavedState) -> int | None:
+    num_topics: int | None = saved.options.get("num_topics")
+    try:
+        check_num_topics(num_topics, saved.pairs.num_queries)
+    except (TypeError, ValueError) as error:
+        raise damaged(os.fspath(path), f"`num_topics` cannot be ({error})") from None
+    return num_topics

@@ -221,6 +221,10 @@ class _Numbering:
             before = before.followed_by(texts)
         return before, numbers
 
+    def lacks_some(self, texts: TextColumn) -> bool:
+        """Tell whether some of these texts have no number yet."""
+        return any(text_digest(text) not in self.id_of_text for some in texts.batches() for text in some)
+
     def place(self, texts: TextColumn) -> tuple[Ids, list[str]]:
         """Return the number of every text, -1 for None, and those that had none before."""
         places: list[int] = []
@@ -293,23 +297,20 @@ def number_texts(
     texts = TextColumn.of([])
     if given is not None:
         texts, _ = numbering.append(given.texts, "corpus", texts, blocks)
-        known = numbering.id_of_text
-        is_missing = any(text_digest(text) not in known for some in positives.batches() for text in some)
-        numbering.know_titles(given, joined=is_missing)
+        numbering.know_titles(given, joined=numbering.lacks_some(positives))
     num_given = len(numbering.identities)
     row_positive, texts = _placed(numbering, positives, "positive", texts, blocks)
     num_merged = len(numbering.unique_texts) - len(set(numbering.identities))
     dataset = None if given is None else given.dataset
     # Rows of the given corpus that a predicate selects are found before any further text is written or read.
-    rows = None
-    if additions.metadata_filter is not None:
-        rows = rows_where(dataset, additions.metadata_filter, "metadata_filter")
+    wanted = additions.metadata_filter
+    rows = None if wanted is None else rows_where(dataset, wanted, "metadata_filter")
     subsets = {name: rows_where(dataset, one, f"sources[{name!r}]") for name, one in additions.subsets.items()}
     searched = _searched(numbering, rows, distinct)
-    given_ids = []
+    given_ids: list[Ids] = []
     for column in additions.given:
-        placed, texts = _placed(numbering, column, "given", texts, blocks)
-        given_ids.append(placed)
+        ids, texts = _placed(numbering, column, "given", texts, blocks)
+        given_ids.append(ids)
     numbered = Corpus(
         texts,
         _int64(numbering.identities),

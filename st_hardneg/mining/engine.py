@@ -66,25 +66,17 @@ def mine(
     vectors = _vectors(task, encoder, keep_vectors, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
-    shop = Workshop(
-        config, task.source_names, task.pairs, task.corpus, vectors, task.sources, task.make_searcher, task.kept
-    )
+    shop = _shop(task, config, vectors)
     sources = build_sources(shop)
     rank = _rank(task, config, scoring, shop, sources)
     doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
-    earlier = None if previous is None else previous.recoded(task.source_names).negatives
-    coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
-    margin = None if task.guide is None else task.guide.margin
-    judge = Judge(scoring, config, task.extra_filters, task.include_positives, margin, doubt)
-    story = Story(judge, sources, task.source_names, _plan(task, config), refresh, earlier, coin)
+    story = _story(task, shop, scoring, sources, doubt, refresh, previous)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
-    negatives = _filled(negatives, judge, refresh, earlier, must_fill, task.query_chunk_size)
-    negatives = negatives.stamped(step)
+    negatives = _filled(negatives, story, must_fill, task.query_chunk_size).stamped(step)
     if not task.may_find_nothing:
         require_any(negatives, story.tally, task)
-    watch.lap("rest")
-    watch.move("rest", "search", story.search_seconds)
+    watch.lap("rest", search=story.search_seconds)
     recall = _recall(task, shop, sources)
     run = Run(task, config, scoring, story.tally, refresh, step, semi_hard_margin, recall, rank, doubt)
     return Mining(
@@ -118,14 +110,12 @@ class _Watch:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, **of_others: float) -> None:
+        """Note the seconds since the last lap, of which some were spent on other things."""
         now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        for spent_on, seconds in {name: now - self._last - sum(of_others.values()), **of_others}.items():
+            self.seconds[spent_on] = self.seconds.get(spent_on, 0.0) + seconds
         self._last = now
-
-    def move(self, name: str, other: str, seconds: float) -> None:
-        self.seconds[name] -= seconds
-        self.seconds[other] += seconds
 
 
 def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar: bool) -> Scoring:
@@ -180,6 +170,29 @@ def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
     return vectors
 
 
+def _shop(task: Task, config: MiningConfig, vectors: Vectors) -> Workshop:
+    return Workshop(
+        config, task.source_names, task.pairs, task.corpus, vectors, task.sources, task.make_searcher, task.kept
+    )
+
+
+def _story(
+    task: Task,
+    shop: Workshop,
+    scoring: Scoring,
+    sources: dict[str, Source],
+    doubt: float,
+    refresh: int,
+    previous: Mining | None,
+) -> Story:
+    config, names = shop.config, task.source_names
+    margin = None if task.guide is None else task.guide.margin
+    judge = Judge(scoring, config, task.extra_filters, task.include_positives, margin, doubt)
+    earlier = None if previous is None else previous.recoded(names).negatives
+    coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
+    return Story(judge, sources, names, _plan(task, config), refresh, earlier, coin)
+
+
 def _plan(task: Task, config: MiningConfig) -> SearchPlan:
     is_deep = looks_deep(
         config,
@@ -202,19 +215,19 @@ def _in_chunks(
     return joined(chunks).rows(torch.from_numpy(np.argsort(story.plan.order, kind="stable")))
 
 
-def _filled(
-    negatives: Negatives,
-    judge: Judge,
-    refresh: int,
-    previous: Negatives | None,
-    must_fill: Tensor | None,
-    chunk_size: int,
-) -> Negatives:
+def _filled(negatives: Negatives, story: Story, must_fill: Tensor | None, chunk_size: int) -> Negatives:
     if bool(negatives.is_present.all()):
         return negatives
     from st_hardneg.mining.slots import fill
 
-    return fill(negatives, judge, refresh=refresh, previous=previous, must_fill=must_fill, chunk_size=chunk_size)
+    return fill(
+        negatives,
+        story.judge,
+        refresh=story.refresh,
+        previous=story.previous,
+        must_fill=must_fill,
+        chunk_size=chunk_size,
+    )
 
 
 def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | None:

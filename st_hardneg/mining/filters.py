@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -186,6 +187,11 @@ def _bounded(keeps: Callable[[Candidates, Any], Tensor], field: str) -> Callable
     return apply
 
 
+@lru_cache(maxsize=16)
+def _strength(bound: Adaptive, doubt: float) -> float:
+    return bound.at(doubt)  # once a mining, not once a chunk
+
+
 def _adaptive(
     plain: Callable[[Candidates, Any], Tensor], centered: Callable[[Candidates, Any], Tensor], field: str
 ) -> Callable[[Facts], Tensor | None]:
@@ -194,7 +200,7 @@ def _adaptive(
     def apply(facts: Facts) -> Tensor | None:
         bound = getattr(facts.config, field)
         if isinstance(bound, Adaptive):
-            return centered(facts.candidates, bound.at(facts.doubt))
+            return centered(facts.candidates, _strength(bound, facts.doubt))
         return None if bound is None else plain(facts.candidates, bound)
 
     return apply

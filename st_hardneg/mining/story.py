@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class Story:
     search_seconds: float = 0.0
     suspects: Suspects = field(default_factory=Suspects.none)
 
+    @cached_property
+    def quotas(self) -> dict[str, int]:
+        """How many negatives come from which source."""
+        return self.judge.config.quotas
+
     def negatives_of(self, query_ids: Tensor) -> Negatives:
         """Return the negatives of some queries, from every source its quota, no text twice."""
         config = self.judge.config
@@ -59,11 +65,11 @@ class Story:
             from st_hardneg.mining.slots import still_hard
 
             kept = still_hard(self.judge, query_ids, self.previous.rows(query_ids), self._codes)
-        if kept is None and len(config.quotas) == 1:
-            ((name, quota),) = config.quotas.items()
+        if kept is None and len(self.quotas) == 1:
+            ((name, quota),) = self.quotas.items()
             return self._from_source(name, quota, queries, Negatives.none(len(query_ids), 0))
         parts = [Negatives.none(len(query_ids), 0) if kept is None else kept]
-        for name, quota in config.quotas.items():
+        for name, quota in self.quotas.items():
             chosen = self._from_source(name, quota, queries, joined(parts, dim=1))
             if kept is not None:
                 left = quota - torch.isin(kept.sources, self._codes(name)).sum(dim=1)
@@ -87,7 +93,7 @@ class Story:
         codes = [self.source_names.index(name)]
         if name == "dense":
             codes.append(_ANCHORS)
-            if "random" not in self.judge.config.quotas:
+            if "random" not in self.quotas:
                 codes.append(_RANDOM)
         return torch.tensor(codes, dtype=torch.int8)
 

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, Texts
+from st_hardneg.candidates import CARRIED_OVER, MINED
 from tests.conftest import other_model
 from tests.toys import Model, by_angle, by_seed, mined, random_pairs, texts_of, wrapped
 
@@ -142,3 +143,58 @@ def test_kept_negatives_count_in_the_quota_of_their_source():
             assert Counter(names) == {"dense": 3, "web": 2, "random": 1}
         assert all(len(set(row)) == 6 for row in found.negative_ids.tolist())
         assert (found.report.num_carried_over > 0) == (seed > 0)
+
+
+# --- a last resort, and what an old negative keeps --------------------------------------------------------------------
+
+
+def test_where_nothing_passes_the_least_similar_stand_in():
+    """No row is lost: of the texts that are drawn, those furthest from the query, marked, and never a right answer."""
+    pairs = [("q 0°", "p 40°"), ("r 180°", "s 179°")]
+    corpus = [f"d {angle}°" for angle in range(0, 100, 5)]
+    found = mined(pairs, Model(by_angle), corpus, num_negatives=2, max_score=-0.3, shortfall="random")
+    provenance = found.provenance()
+    assert provenance["negative_slots"][1] == ["mined", "mined"]
+    # The only texts that lie far enough from 0° are the other row's positive, and 110° and more are not there.
+    assert provenance["negative_slots"][0] == ["mined", "last resort"]
+    assert texts_of(found)[0] == ["s 179°", "d 95°"]
+    assert provenance["negative_sources"][0] == ["dense", "random"]
+    assert (found.report.num_last_resort, found.report.num_missing) == (1, 0)
+    # The drop keeps the slot empty.
+    dropped = mined(pairs, Model(by_angle), corpus, num_negatives=2, max_score=-0.3)
+    assert dropped.negative_ids[0, 1] == -1 and dropped.report.num_last_resort == 0
+
+
+def test_a_last_resort_is_never_right():
+    """With a corpus of copies of right answers and the anchor, what stands in is the row's own negative once more."""
+    corpus = ["P  40°", "Q 0°", "p\t40°", "d 100°"]
+    found = mined([("q 0°", "p 40°")], Model(by_angle), corpus, num_negatives=3, shortfall="random")
+    assert texts_of(found) == [["d 100°"] * 3]
+    assert found.provenance()["negative_slots"][0] == ["mined", "last resort", "last resort"]
+    with pytest.raises(MiningError, match="got none"):
+        mined([("q 0°", "p 40°")], Model(by_angle), corpus[:3], num_negatives=1, shortfall="random")
+
+
+def test_a_negative_that_is_carried_over_keeps_source_step_and_first_similarity():
+    """It is scored anew; where it came from, when, and what it scored then stay."""
+    corpus = [f"d {angle}°" for angle in (50, 60)]
+    other = Texts(["w 55°"], 1)
+    found = wrapped([("q 0°", "p 40°")], corpus, num_negatives=3, sources={"dense": 2, "web": other}, max_score=0.7)
+    found.live.apply(found.compute_mining(Model(by_angle), step=10, show_progress_bar=False))
+    # Today only half of the texts are found by the search: the first keep their slots as what they were.
+    config = MiningConfig(num_negatives=3, sources={"dense": 3}, range_max=3, max_score=0.9)
+
+    def turned(text: str) -> tuple[float, float]:
+        angle = math.radians(float(text.split()[-1].rstrip("°")) * 0.9)
+        return math.cos(angle), math.sin(angle)
+
+    mining = found.compute_mining(Model(turned), step=20, config=config, show_progress_bar=False)
+    negatives = mining.negatives
+    names = [mining.source_names[number] for number in negatives.sources[0].tolist()]
+    assert found.corpus.texts.take(negatives.ids[0].numpy()) == ["d 50°", "d 60°", "w 55°"]
+    assert names == ["dense", "dense", "web"]
+    assert negatives.origins[0].tolist() == [MINED, MINED, CARRIED_OVER]
+    assert negatives.steps[0].tolist() == [20, 20, 10]
+    cosines = [math.cos(math.radians(angle)) for angle in (45.0, 54.0, 49.5)]
+    np.testing.assert_allclose(negatives.similarities[0], cosines, atol=1e-6)
+    np.testing.assert_allclose(negatives.first_similarities[0], [*cosines[:2], math.cos(math.radians(55))], atol=1e-6)
