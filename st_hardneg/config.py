@@ -68,10 +68,10 @@ def _field(
 
 # Names that people reach for, and where what they mean is to be found.
 _MOVED = {
-    "batch_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
-    "query_chunk_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
-    "corpus_chunk_size": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
-    "use_faiss": "Speed is no part of the recipe: pass it to HardNegativeDataset.",
+    "batch_size": "It changes speed, not the result: pass it to HardNegativeDataset.",
+    "query_chunk_size": "It changes speed, not the result: pass it to HardNegativeDataset.",
+    "corpus_chunk_size": "It changes speed, not the result: pass it to HardNegativeDataset.",
+    "use_faiss": "It changes speed, not the result: pass it to HardNegativeDataset.",
     "cache_folder": "It is an argument of `mine_hard_negatives`; a dataset keeps the vectors of a frozen model in memory.",
     "faiss_index": "Pass `searcher=FaissSearcher('IVF1024,Flat,nprobe=32')` to HardNegativeDataset.",
     "num_topics": "Pass it to HardNegativeDataset.",
@@ -91,11 +91,11 @@ _MOVED = {
 def explain_unknown_field(name: Any) -> str:
     """Return what to say of a name that is no field of the recipe."""
     if name in _MOVED:
-        return f"`{name}` is no field of MiningConfig. {_MOVED[name]}"
+        return f"`{name}` is not a field of MiningConfig. {_MOVED[name]}"
     names = [part.name for part in fields(MiningConfig)]
     close = get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"`{name}` is no field of MiningConfig. Fields are {names}.{hint}"
+    return f"`{name}` is not a field of MiningConfig.{hint} Fields are {names}."
 
 
 class _ChecksNames(type):

@@ -157,10 +157,12 @@ class MinedDataset:
             MiningError: If the recipe compares no candidates with positives, or the mining was read from files.
         """
         found, pairs, texts = self._mined("suspects()").suspects, self._wrapped.pairs, self.corpus.texts
-        if found is None or not len(found[0]):
+        if found is None:
+            raise MiningError("Suspects are not saved to disk. Mine again to get them.")
+        if not len(found[0]):
             raise MiningError(
-                "There are no suspects to show: files do not hold them, and they are only found by a recipe with "
-                "`max_positive_similarity` or `max_relative_positive_similarity`, such as the recommended one. Mine anew."
+                "This recipe compares no candidates with the right answers. Mine with `max_positive_similarity` or "
+                "`max_relative_positive_similarity`, as the recommended recipe does."
             )
         queries, ids, closeness = (values.numpy() for values in found)
         anchors = pairs.anchors.take(pairs.first_row[queries])
@@ -256,7 +258,8 @@ class MinedDataset:
                 f"The saved recipe was mined with {', '.join(missing)}, which files cannot hold. Pass {those} to "
                 "`load_from_disk` again."
             )
-        task = Task(saved.pairs, saved.corpus, named.own, named.names, **helpers.arguments_of_task())
+        columns = (saved.rows.anchor_name, saved.rows.positive_name)
+        task = Task(saved.pairs, saved.corpus, named.own, named.names, columns=columns, **helpers.arguments_of_task())
         loaded = cls.__new__(cls)
         loaded._wrapped = Wrapped(saved.rows, saved.corpus, saved.pairs, saved.config, task, helpers.needs(named))
         loaded.live = LiveNegatives(saved.pairs, saved.corpus, saved.config.num_negatives)

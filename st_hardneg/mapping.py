@@ -18,6 +18,7 @@ from st_hardneg.corpus.identity import IDENTITIES
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
+from st_hardneg.corpus.rows import column_names
 from st_hardneg.corpus.texts import TextColumn, check_text_column
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoders import Encodings, encoder_for
@@ -264,8 +265,11 @@ class HardNegativeMiner:
                 f"Expected batches with an anchor and a positive column, got the columns {names}. Call "
                 "`dataset.map(miner, batched=True)` on a dataset of pairs."
             )
-        anchor = self.anchor_column_name or names[0]
-        positive = self.positive_column_name or names[1]
+        anchor, positive = self.anchor_column_name, self.positive_column_name
+        if (anchor is None or positive is None) and len(batch[names[0]]):
+            rows = Dataset.from_dict({name: list(values) for name, values in batch.items()})
+            anchor, positive = column_names(rows, anchor, positive)
+        anchor, positive = anchor or names[0], positive or names[1]
         if any(isinstance(batch.get(name), str) for name in (anchor, positive)):
             raise ValueError("Expected a batch of rows, got a single one. Call `dataset.map(miner, batched=True)`.")
         if not len(batch[names[0]]):

@@ -60,6 +60,7 @@ class MiningReport:
             queries), from 1; None where no bound of the recipe follows it.
         doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls
             from one mining to the next.
+        columns: Names of the anchor and the positive column.
         notes: What deserves attention, in words.
         further: What a later version of this package has noted besides.
     """
@@ -100,12 +101,13 @@ class MiningReport:
     recall: float | None = None
     typical_rank: float | None = None
     doubt: float | None = None
+    columns: Sequence[str] = ()
     notes: Sequence[str] = ()
     further: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        values = {**asdict(self), "notes": list(self.notes)}
+        values = {**asdict(self), "notes": list(self.notes), "columns": list(self.columns)}
         return {**values.pop("further"), **values}
 
     @classmethod
@@ -124,8 +126,8 @@ class MiningReport:
             if name in values:
                 _check_kind(name, values[name], part)
         known = {name: values[name] for name in names if name in values}
-        if "notes" in known:
-            known["notes"] = tuple(known["notes"])  # JSON has no tuples
+        for name in {"notes", "columns"} & set(known):
+            known[name] = tuple(known[name])  # JSON has no tuples
         return cls(**known, further={name: value for name, value in values.items() if name not in names})
 
     def metrics(self) -> dict[str, float]:
@@ -158,22 +160,23 @@ class MiningReport:
         return "\n".join(lines)
 
     def _head(self) -> list[str]:
+        names = " -> ".join(map(repr, self.columns)) + ", " if self.columns else ""
         when = f"refresh {self.refresh}" if self.refresh else "first mining"
         when += "" if self.stage is None else f", stage {self.stage!r}"
         at = "" if self.step is None else f", step {self.step:,}"
         lines = [
             f"Hard negatives: {when}{at}",
-            f"  {self.num_rows:,} rows, {self.num_queries:,} queries, {self.num_corpus:,} corpus texts, "
+            f"  {names}{self.num_rows:,} rows, {self.num_queries:,} queries, {self.num_corpus:,} corpus texts, "
             f"{self.num_negatives} negatives per row, {self.similarity} similarity",
         ]
         if self.num_positives_in_corpus is not None:
             lines.append(f"  {self.num_positives_in_corpus:,} of {self.num_positives:,} positives found in the corpus")
         if self.num_merged_texts:
-            lines.append(f"  {self.num_merged_texts:,} texts count as the same as another one (`identity`)")
+            lines.append(f"  {self.num_merged_texts:,} of the texts are copies of another one (`identity`)")
         if self.typical_rank is not None:
             lines.append(
                 f"  the right answer typically ranks {_ordinal(self.typical_rank)} among unlabelled texts: adaptive "
-                f"bounds at {self.doubt or 0:.0%} of their strength"
+                f"bounds are {self.doubt or 0:.0%} of the way from trusted to doubted"
             )
         return lines + [f"  note: {note}" for note in self.notes]
 
@@ -193,7 +196,7 @@ class MiningReport:
             ("mined", self.num_mined),
             ("carried over", self.num_carried_over),
             ("last resort", self.num_last_resort),
-            ("random", self.num_random),
+            ("random, for want of others", self.num_random),
             ("repeated", self.num_repeated),
             ("empty", self.num_missing),
         ):

@@ -121,15 +121,16 @@ class Wrapped:
         return int((positives < self.corpus.num_given).sum())
 
     def __str__(self) -> str:
+        num_texts = len(self.corpus.searched)
         parts = [
             f"{self.rows.anchor_name!r} -> {self.rows.positive_name!r}, {self.pairs.num_rows:,} rows",
             f"{self.pairs.num_queries:,} queries",
-            f"{len(self.corpus):,} corpus texts",
+            f"{num_texts:,} corpus texts",
         ]
         if self.corpus.num_given:
             parts.append(f"{self.num_found:,} of {self.num_positives:,} positives found in the corpus")
         if self.corpus.num_merged:
-            parts.append(f"{self.corpus.num_merged:,} texts count as the same as another one")
+            parts.append(f"{self.corpus.num_merged:,} of the texts are copies of another one")
         if self.pairs.largest_cluster:
             parts.append(f"symmetric pairs, up to {self.pairs.largest_cluster:,} texts hang together")
         if self.rows.wrong is not None:
@@ -171,7 +172,8 @@ def wrap(
     numbered = number_texts(rows.positives, corpus, identity=named.config.identity, additions=additions)
     pairs = pair_up(rows.anchors, numbered, symmetric=symmetric, given_anchors=[anchors for anchors, _ in given])
     share(numbered.corpus)
-    task = Task(pairs, numbered.corpus, named.own, named.names, **helping)
+    columns = (rows.anchor_name, rows.positive_name)
+    task = Task(pairs, numbered.corpus, named.own, named.names, columns=columns, **helping)
     wrapped = Wrapped(rows, numbered.corpus, pairs, named.config, task, helpers.needs(named))
     _say_what_is_used(wrapped)
     return wrapped
@@ -185,6 +187,12 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
         logger.warning(
             f'The given negatives in {wasted} are not used. Use them with `sources={{"dense": 2, "given": 1}}`, for '
             "example, or remove the columns."
+        )
+    if rows.is_by_place and (others := [name for name in rows.unused_texts if name not in wasted]):
+        logger.warning(
+            f"The columns {rows.anchor_name!r} and {rows.positive_name!r} are taken as anchor and positive by their "
+            f"place, and {others} are not used. If others are meant, name them with `anchor_column_name` and "
+            "`positive_column_name`."
         )
     if pairs.num_unused_given:
         logger.warning(

@@ -85,22 +85,31 @@ def given_corpus(
             )
     elif isinstance(corpus, Sequence) and not isinstance(corpus, (str, bytes)):
         dataset = _dataset_of_list(corpus, parameter)
-    elif isinstance(corpus, str):
-        raise TypeError(
-            f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got the single "
-            f"text {corpus[:60]!r}. Put it into a list: `[text]`."
-        )
     else:
-        raise TypeError(
-            f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got "
-            f"{type(corpus).__name__}. Turn it into one of these, for example with `list(...)`."
-        )
+        raise _refused(corpus, parameter)
     if len(dataset) == 0:
         advice = "Pass `corpus=None` to mine among the positives." if parameter == "corpus" else "Leave it out."
         raise ValueError(f"Expected a {parameter} with at least one text, got an empty one. {advice}")
     check_text_column(dataset, text_column, parameter, allow_empty=allow_empty)
     id_column = next((name for name in ID_COLUMNS if name in dataset.column_names), None)
     return GivenCorpus(dataset, text_column, id_column)
+
+
+def _refused(corpus: Any, parameter: str) -> TypeError:
+    """Return the error for what is no corpus, with what to do about it."""
+    wanted = f"Expected `{parameter}` to be a list of texts, `{{id: text}}`, a `datasets.Dataset` or None, got"
+    if isinstance(corpus, str):
+        return TypeError(f"{wanted} the single text {corpus[:60]!r}. {_how_to_read(corpus)}")
+    for sign, where in (("encode_query", "`.mine(model)`"), ("num_negatives", "`config=...`")):
+        if hasattr(corpus, sign):
+            return TypeError(f"Expected texts as `{parameter}`, got {type(corpus).__name__}. Pass it to {where}.")
+    return TypeError(f"{wanted} {type(corpus).__name__}. Turn it into one of these, for example with `list(...)`.")
+
+
+def _how_to_read(text: str) -> str:
+    if text.endswith((".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")):
+        return "Read the file first, with `datasets.load_dataset`, or `HardNegativeDataset.from_beir`."
+    return "Put it into a list: `[text]`."
 
 
 def _dataset_of_list(corpus: Sequence[Any], parameter: str) -> Dataset:
@@ -123,6 +132,10 @@ def _dataset_of_list(corpus: Sequence[Any], parameter: str) -> Dataset:
 def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Dataset:
     """Return ``{id: text}`` as a dataset with the columns ``_id`` and ``text``."""
     wrong = next((key for key, text in corpus.items() if not isinstance(text, str)), None)
+    if wrong is not None and isinstance(corpus[wrong], Dataset):
+        raise TypeError(f"Expected one corpus, got several by name. Pass one split: `{parameter}[{wrong!r}]`.")
+    if wrong is not None and isinstance(wrong, str) and " " in wrong:
+        raise TypeError(f"`{parameter}` maps texts to ids. Turn it round: ids are keys, texts are values.")
     if wrong is not None:
         raise TypeError(
             f"Expected `{parameter}` to map ids to texts, got {type(corpus[wrong]).__name__} for the id {wrong!r}. Join "

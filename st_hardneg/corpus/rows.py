@@ -39,6 +39,7 @@ class Rows:
         wrong: The rows that a label says are wrong answers, with all of their columns, or None.
         label_name: The column of labels or grades that was read, if there is one.
         unused: Columns that are not used.
+        is_by_place: Whether anchor and positive were taken by their place, and neither named nor called so.
     """
 
     dataset: Dataset
@@ -49,6 +50,13 @@ class Rows:
     wrong: Dataset | None = None
     label_name: str | None = None
     unused: tuple[str, ...] = ()
+    is_by_place: bool = False
+
+    @property
+    def unused_texts(self) -> list[str]:
+        """Columns of texts that are not used, and might have been meant."""
+        columns = ((name, getattr(self.dataset.features[name], "dtype", None)) for name in self.unused)
+        return [name for name, kind in columns if kind in TEXT_TYPES and not _ID_NAME.fullmatch(name)]
 
     @property
     def anchors(self) -> TextColumn:
@@ -97,6 +105,7 @@ def read_rows(dataset: Any, anchor: str | None, positive: str | None, *, use_giv
             answers and given negatives are not wanted.
     """
     _check_dataset(dataset)
+    is_by_place = anchor is None and positive is None and not {"anchor", "positive"} <= set(dataset.column_names)
     anchor, positive = column_names(dataset, anchor, positive)
     label_name, is_right = _right_rows(dataset, use_given=use_given)
     wrong = None
@@ -119,7 +128,7 @@ def read_rows(dataset: Any, anchor: str | None, positive: str | None, *, use_giv
     negatives = named if use_given else ()
     used = {anchor, positive, "weight", label_name, *negatives}
     unused = tuple(name for name in dataset.column_names if name not in used)
-    return Rows(dataset, anchor, positive, _row_weights(dataset), negatives, wrong, label_name, unused)
+    return Rows(dataset, anchor, positive, _row_weights(dataset), negatives, wrong, label_name, unused, is_by_place)
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -134,8 +143,8 @@ def _check_dataset(dataset: Any) -> None:
             raise TypeError(f"Expected a `datasets.Dataset`, got {rest}")
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Make one with `Dataset.from_dict` or "
-            "`load_dataset`."
+            f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Make one with `Dataset.from_dict`, "
+            "`Dataset.from_pandas` or `load_dataset`."
         )
     if len(dataset) == 0:
         raise ValueError("Expected a dataset with at least one row, got an empty one.")

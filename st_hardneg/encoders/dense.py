@@ -112,7 +112,7 @@ class DenseEncoder:
         encoding = self.encodings.corpus
         # A pool shares out what it is given at once.
         size = len(texts) if encoding.pool is not None else _SHARD
-        with tqdm(total=len(texts), desc="Encoding", unit="text", disable=not show_progress_bar) as progress:
+        with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), max(1, size)):
                 some = texts[start : start + size]
                 yield encode(self.model, some, encoding)

@@ -30,6 +30,9 @@ MANY_ROWS = 0.1
 """A live view, or an output, that lacks more than this share of the rows is worth a warning."""
 
 
+_MANY_STAND_INS = 0.01
+
+
 def marked_ids(negatives: Negatives) -> Ids:
     """Return the ids of some negatives as tables hold them: a last resort of corpus id x is ``-x - 2``.
 
@@ -222,6 +225,12 @@ class LiveNegatives:
         marked = marked_ids(self.mining.negatives)[self._pairs.row_query]
         if self.rows is None:
             self.rows = self._complete_rows(marked)
+        stand_ins = float((marked[self.rows] < -1).mean())
+        if not with_ids and stand_ins > _MANY_STAND_INS:
+            logger.warning(
+                f"{stand_ins:.1%} of the slots hold a text that only stands in, and without ids no loss can mask it. Use "
+                "`as_dataset(with_ids=True)` and one of `st_hardneg.losses`, or loosen the recipe."
+            )
         if self._table is None:
             self._table = NegativeTable(marked, num_texts=len(self._corpus.texts))
         if self.view is None:

@@ -120,6 +120,7 @@ def summarize_mining(
         recall=run.recall,
         typical_rank=run.rank,
         doubt=None if run.rank is None else run.doubt,
+        columns=task.columns,
         notes=tuple(_notes(run, slots, negatives)),
     )
 
@@ -156,23 +157,26 @@ def _notes(run: Run, slots: list[int], negatives: Negatives) -> list[str]:
     removed = {rule: count for rule, count in run.tally.removed.items() if rule in RULES and not RULES[rule].always}
     worst = max(removed, key=lambda rule: removed[rule], default=None)
     share = removed[worst] / max(1, run.tally.num_candidates) if worst is not None else 0.0
-    because = (
-        f"`{worst}` removes {share:.1%} of the candidates. Loosen it" if share else "The corpus has too few others"
-    )
+    advice = "Give a larger corpus."
+    if share:
+        advice = f"`{worst}` removes {share:.1%} of the candidates. Loosen it, or give a larger corpus."
+    num_texts = len(run.task.corpus.searched)
+    if run.config.num_negatives >= num_texts:
+        advice = f"There are {num_texts:,} texts for {run.config.num_negatives:,} negatives. Lower `num_negatives`."
     asked = run.config.quotas.get("random", 0) / run.config.num_negatives
     for count, what in (
         (slots[RANDOM], "are random texts, because nothing else was found"),
         (
             slots[LAST_RESORT],
-            "hold a text that a rule removes today, because nothing else was found; our losses mask it",
+            "hold a text that only stands in, because nothing else was found; our losses mask it if they get ids",
         ),
         (slots[EMPTY], "are empty"),
     ):
         if count > (_MANY_FILLERS + asked) * num_slots:
-            notes.append(f"{count / num_slots:.0%} of the slots {what}. {because}, or give a larger corpus.")
+            notes.append(f"{count / num_slots:.0%} of the slots {what}. {advice}")
     if (twins := _share_of_twins(run.scoring, negatives)) > _MANY_TWINS:
         notes.append(
-            f"{twins:.0%} of the negatives have the very vector of a right answer, so that no training can tell them "
+            f"{twins:.0%} of the negatives have exactly the vector of a right answer, so that no training can tell them "
             "apart. Texts that share a long beginning are cut to the same one: raise `model.max_seq_length`, or put what "
             "differs first."
         )
