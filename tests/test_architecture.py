@@ -249,7 +249,7 @@ def test_importing_the_package_imports_no_torch():
 
 
 def test_the_dataset_costs_no_more_than_its_hosts():
-    """``from st_hardneg import HardNegativeDataset`` imports nothing that ``sentence_transformers`` and ``datasets`` do not.
+    """``from st_hardneg import HardNegativeDataset`` imports nothing that its two largest hosts do not import.
 
     What it takes besides, our own modules, is a tenth of what they take at most; both are measured in one process, so that
     a busy machine slows down both alike.
