@@ -39,6 +39,7 @@ from torch import nn
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.formats.beir import read_beir
+from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 
 
@@ -186,7 +187,10 @@ def main() -> None:
             hard_negatives = HardNegativeDataset(pairs, corpus, config, batch_size=256)
             print(hard_negatives.mine(model))
             refresh = [MiningCallback(hard_negatives, mining_strategy="epoch")] if callbacks else None
-            train(model, hard_negatives.as_dataset(), arguments, seed, refresh)
+            # The recommended recipe comes with its loss, which masks known right answers by id.
+            masks = arguments.relative_margin is None
+            loss = SemiHardMultipleNegativesRankingLoss.recommended(model, hard_negatives) if masks else None
+            train(model, hard_negatives.as_dataset(with_ids=masks), arguments, seed, refresh, loss)
             results.setdefault(name, []).append(measure(evaluate, model))
             if refresh:
                 print(hard_negatives.report)

@@ -22,6 +22,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.rows import Rows, read_rows
+from st_hardneg.encoders.shared import share
 from st_hardneg.mining.task import Task
 from st_hardneg.sources.build import NamedSources, name_sources
 from st_hardneg.sources.synthetic import checked_synthetic
@@ -169,6 +170,7 @@ def wrap(
     )
     numbered = number_texts(rows.positives, corpus, identity=named.config.identity, additions=additions)
     pairs = pair_up(rows.anchors, numbered, symmetric=symmetric, given_anchors=[anchors for anchors, _ in given])
+    share(numbered.corpus)
     task = Task(pairs, numbered.corpus, named.own, named.names, **helping)
     wrapped = Wrapped(rows, numbered.corpus, pairs, named.config, task, helpers.needs(named))
     _say_what_is_used(wrapped)

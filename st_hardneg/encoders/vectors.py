@@ -15,6 +15,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.shared import searched_vectors
 
 # Pairs are compared in blocks of at most this many floats (256 MB).
 _MAX_FLOATS = 64_000_000
@@ -149,7 +150,7 @@ def embed(
     encoded = np.concatenate([corpus.searched, others])
     corpus_row[encoded] = np.arange(len(encoded))
     if searched is None:
-        searched = _encoded(corpus, corpus.searched, encoder, show_progress_bar)
+        searched = searched_vectors(corpus, encoder, lambda ids: _encoded(corpus, ids, encoder, show_progress_bar))
     beside = _encoded(corpus, others, encoder, show_progress_bar) if len(others) else searched[:0]
     queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
     if len(corpus.anchor_ids):
