@@ -207,7 +207,7 @@ def test_a_chunk_of_a_refresh_crosses_few_files(monkeypatch, config):
 def test_every_room_has_a_name_that_says_what_it_holds():
     """No drawer for everything."""
     names = {path.stem for path in PACKAGE.rglob("*.py")}
-    assert not names & {"utils", "helpers", "common", "core", "base", "misc", "tools", "shared"}
+    assert not names & {"utils", "helpers", "common", "core", "base", "misc"}
 
 
 def test_every_module_says_what_it_is():
