@@ -233,6 +233,7 @@ def topics_args(tmp_path, **options):
     return SentenceTransformerTrainingArguments(output_dir=str(tmp_path), **{**defaults, **options})
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("workers", [0, 2])
 def test_topics_of_a_refresh_hold_from_the_next_epoch_on(tmp_path, workers):
     """A teacher with other topics mines in the first epoch: its batches stay as planned, the next epochs' are new."""
@@ -256,6 +257,7 @@ def test_topics_of_a_refresh_hold_from_the_next_epoch_on(tmp_path, workers):
     assert [share(epoch, shift) >= 12 for epoch in range(3)] == [False, True, True]
 
 
+@pytest.mark.training
 def test_topics_in_a_dataset_dict(tmp_path):
     """Each dataset's batches are from one of its own topics."""
     model, first = planted_model(), planted()
