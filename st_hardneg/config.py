@@ -72,7 +72,7 @@ _MOVED = {
     "query_chunk_size": "It changes speed, not the result: pass it to HardNegativeDataset.",
     "corpus_chunk_size": "It changes speed, not the result: pass it to HardNegativeDataset.",
     "use_faiss": "It changes speed, not the result: pass it to HardNegativeDataset.",
-    "cache_folder": "It is an argument of `mine_hard_negatives`; a dataset keeps the vectors of a frozen model in memory.",
+    "cache_folder": "It changes speed, not the result: pass it to HardNegativeDataset.",
     "faiss_index": "Pass `searcher=FaissSearcher('IVF1024,Flat,nprobe=32')` to HardNegativeDataset.",
     "num_topics": "Pass it to HardNegativeDataset.",
     "guide_margin": "Pass `guide=Guide(model, margin=...)` to HardNegativeDataset.",

@@ -64,6 +64,7 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         batch_size: Texts encoded at once.
         query_chunk_size: Queries searched and filtered at once; bounds memory.
         corpus_chunk_size: Corpus texts compared at once in exact search; bounds memory.
+        cache_folder: Folder to keep vectors in, for models that are not being trained.
         num_topics: Cluster the anchors into so many topics at each mining, for
             :class:`~st_hardneg.samplers.TopicAwareBatchSampler`.
         symmetric: Whether both sides of a pair say the same, as duplicate questions do, so that what hangs together by
@@ -101,11 +102,12 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         batch_size: int = 32,
         query_chunk_size: int = 512,
         corpus_chunk_size: int = 100_000,
+        cache_folder: str | None = None,
         num_topics: int | None = None,
         symmetric: bool | None = None,
         **fields: Any,
     ) -> None:
-        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics)
+        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics, cache_folder)
         helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
         self._wrapped: Wrapped = wrap(
             dataset,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
 from st_hardneg.encoders import DenseEncoder, Encoder, Encodings
 from st_hardneg.encoders.fingerprint import MAX_PROBES
-from st_hardneg.encoders.store import CachedEncoder
+from st_hardneg.encoders.store import cached
 from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
 from st_hardneg.formats.statistics import Outcome
@@ -352,14 +351,4 @@ def _encoder(
     encoder = DenseEncoder(
         model, encodings, pairwise=model.similarity_pairwise, score_function=getattr(model, "similarity", None)
     )
-    if not cache_folder:
-        return encoder
-    fingerprint = encoder.fingerprint(pairs.anchors.take(pairs.first_row[:MAX_PROBES]))
-    if fingerprint is None:
-        logger.warning(
-            f"`cache_folder` is not used: {type(model).__name__} is no torch module, so its weights cannot be "
-            "told from others."
-        )
-        return encoder
-    os.makedirs(cache_folder, exist_ok=True)
-    return CachedEncoder(encoder, cache_folder, fingerprint, say)
+    return cached(encoder, cache_folder, pairs.anchors.take(pairs.first_row[:MAX_PROBES]), say)

@@ -218,6 +218,7 @@ class MinedDataset:
         batch_size: int = 32,
         query_chunk_size: int = 512,
         corpus_chunk_size: int = 100_000,
+        cache_folder: str | None = None,
     ) -> Self:
         """Read what :meth:`save_to_disk` wrote.
 
@@ -233,6 +234,7 @@ class MinedDataset:
             batch_size: Texts encoded at once.
             query_chunk_size: Queries searched and filtered at once.
             corpus_chunk_size: Corpus texts compared at once in exact search.
+            cache_folder: Folder to keep vectors in.
 
         Raises:
             FileNotFoundError: If the folder is not there.
@@ -249,6 +251,7 @@ class MinedDataset:
             query_chunk_size,
             corpus_chunk_size,
             _num_topics(dataset_path, saved),
+            cache_folder,
         )
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class Help:
         query_chunk_size: Queries searched and filtered at once.
         corpus_chunk_size: Corpus texts compared at once in exact search.
         num_topics: Cluster the anchors into so many topics.
+        cache_folder: Folder to keep vectors in.
     """
 
     cross_encoder: Any = None
@@ -55,6 +57,7 @@ class Help:
     query_chunk_size: int = 512
     corpus_chunk_size: int = 100_000
     num_topics: int | None = None
+    cache_folder: str | None = None
 
     def arguments_of_task(self) -> dict[str, Any]:
         """Return these as arguments of a Task, checked.
@@ -77,6 +80,7 @@ class Help:
             "batch_size": self.batch_size,
             "query_chunk_size": self.query_chunk_size,
             "num_topics": self.num_topics,
+            "cache_folder": None if self.cache_folder is None else os.fspath(self.cache_folder),
         }
 
     def needs(self, named: NamedSources) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +13,29 @@ from torch import Tensor
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.vectors import stacked
+
+logger = logging.getLogger(__name__)
+
+
+def cached(encoder: Encoder, folder: str | None, probes: Sequence[str], say: Callable[..., None]) -> Encoder:
+    """Return an encoder that keeps its vectors in a folder, or the encoder itself where there is none.
+
+    Args:
+        encoder: The encoder.
+        folder: The folder, or None.
+        probes: Some texts of the data, whose vectors help to tell the model from another one.
+        say: Told what was read and written.
+    """
+    if not folder:
+        return encoder
+    fingerprint = encoder.fingerprint(probes)
+    if fingerprint is None:
+        logger.warning(
+            "`cache_folder` is not used: the model is no torch module, so its weights cannot be told from others."
+        )
+        return encoder
+    os.makedirs(folder, exist_ok=True)
+    return CachedEncoder(encoder, folder, fingerprint, say)
 
 
 class CachedEncoder:

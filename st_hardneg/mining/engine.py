@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.store import cached
 from st_hardneg.encoders.vectors import Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
@@ -26,6 +28,8 @@ from st_hardneg.sources.build import Workshop, build_sources
 from st_hardneg.sources.dense import DenseSource
 from st_hardneg.sources.protocol import Source
 from st_hardneg.sources.uniform import RANDOM_RATE, RandomSource
+
+logger = logging.getLogger(__name__)
 
 
 def mine(
@@ -63,6 +67,8 @@ def mine(
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
+    if step < 0 or keep_vectors:  # the vectors of a model in training are out of date at once
+        encoder = cached(encoder, task.cache_folder, _probes(task), logger.info)
     vectors = _vectors(task, encoder, keep_vectors, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
@@ -90,9 +96,13 @@ def mine(
     )
 
 
+def _probes(task: Task) -> list[str]:
+    return task.pairs.anchors.take(task.pairs.first_row[:MAX_PROBES])
+
+
 def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
     """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
-    fingerprint = encoder.fingerprint(task.pairs.anchors.take(task.pairs.first_row[:MAX_PROBES])) if keep else None
+    fingerprint = encoder.fingerprint(_probes(task)) if keep else None
     if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
         kept: Vectors = task.kept["frozen"][1]
         return kept

@@ -58,6 +58,7 @@ class Task:
         make_searcher: Returns a searcher; its argument says whether it is for the whole corpus.
         batch_size: Texts encoded, and pairs rescored, at once.
         query_chunk_size: Queries searched and filtered at once; bounds memory.
+        cache_folder: Folder to keep vectors in, of models that are not being trained; None for none.
         num_topics: Cluster the queries into so many topics; None for none.
         include_positives: Let known positives through.
         may_find_nothing: Whether a mining that finds no negative at all is no error: ST's function returns no rows, and a
@@ -80,6 +81,7 @@ class Task:
     make_searcher: Callable[[bool], Searcher] = exact_searcher
     batch_size: int = 32
     query_chunk_size: int = 512
+    cache_folder: str | None = None
     num_topics: int | None = None
     include_positives: bool = False
     may_find_nothing: bool = False
