@@ -241,18 +241,8 @@ class MinedDataset:
             ValueError: If the files are damaged or do not belong together, or the recipe needs what was not given.
         """
         saved = read(os.fspath(dataset_path), config=config)
-        helpers = Help(
-            cross_encoder,
-            guide,
-            searcher,
-            use_faiss,
-            extra_filters,
-            batch_size,
-            query_chunk_size,
-            corpus_chunk_size,
-            _num_topics(dataset_path, saved),
-            cache_folder,
-        )
+        sizes = (batch_size, query_chunk_size, corpus_chunk_size, _num_topics(dataset_path, saved), cache_folder)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)
         if missing := sorted(set(saved.needs) - set(helpers.needs(named))):

@@ -62,14 +62,12 @@ def mine(
         between_chunks: Called after every chunk of queries.
 
     Raises:
-        MiningError: If not one negative is found and the task does not allow it, an embedding is not finite, or a query
-            gets too few and ``shortfall="error"``.
+        MiningError: If no negative is found at all, an embedding is not finite, or a query gets too few and
+            ``shortfall="error"``.
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
-    if step < 0 or keep_vectors:  # the vectors of a model in training are out of date at once
-        encoder = cached(encoder, task.cache_folder, _probes(task), logger.info)
-    vectors = _vectors(task, encoder, keep_vectors, show_progress_bar)
+    vectors = _vectors(task, _stored(task, encoder, step < 0 or keep_vectors), keep_vectors, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
     shop = _shop(task, config, vectors)
@@ -94,6 +92,11 @@ def mine(
         _topics(task, vectors, config.seed),
         (story.suspects.query_ids, story.suspects.corpus_ids, story.suspects.closeness),
     )
+
+
+def _stored(task: Task, encoder: Encoder, is_worth_it: bool) -> Encoder:
+    # Vectors of a model in training are out of date at once, and not worth it.
+    return cached(encoder, task.cache_folder if is_worth_it else None, _probes(task), logger.info)
 
 
 def _probes(task: Task) -> list[str]:
