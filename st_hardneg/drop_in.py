@@ -19,9 +19,9 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
-from st_hardneg.encoders import DenseEncoder, Encoder, Encodings
+from st_hardneg.encoders import DenseEncoder, Encoder, Encodings, encoder_for
+from st_hardneg.encoders.cached import cached
 from st_hardneg.encoders.fingerprint import MAX_PROBES
-from st_hardneg.encoders.store import cached
 from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
 from st_hardneg.formats.statistics import Outcome
@@ -348,7 +348,7 @@ def _encoder(
     model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None], pairs: Pairs
 ) -> Encoder:
     """Return the model's encoder; it searches by the model's own callables, as ST does."""
-    encoder = DenseEncoder(
-        model, encodings, pairwise=model.similarity_pairwise, score_function=getattr(model, "similarity", None)
-    )
+    encoder = encoder_for(model, encodings)
+    if isinstance(encoder, DenseEncoder) and hasattr(model, "similarity_pairwise"):
+        encoder.pairwise, encoder.score_function = model.similarity_pairwise, getattr(model, "similarity", None)
     return cached(encoder, cache_folder, pairs.anchors.take(pairs.first_row[:MAX_PROBES]), say)

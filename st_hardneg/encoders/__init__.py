@@ -20,13 +20,17 @@ def encoder_for(model: Any, encodings: Encodings) -> Encoder:
     """Return the encoder of a model.
 
     Args:
-        model: A SentenceTransformer, or an object with ``encode_query`` and ``encode_document``.
+        model: A SentenceTransformer, an object with ``encode_query`` and ``encode_document``, or an encoder, which is
+            returned as it is.
         encodings: Prompts, routes and batch sizes.
 
     Raises:
         TypeError: If the model cannot encode queries and documents.
         ValueError: If it cannot be searched by.
     """
+    if all(hasattr(model, name) for name in ("queries", "corpus", "pairwise", "similarity")):
+        encoder: Encoder = model
+        return encoder
     names = [kind.__name__ for kind in type(model).__mro__]
     for name in names:
         if name in ENCODERS:

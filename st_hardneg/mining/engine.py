@@ -12,10 +12,10 @@ from torch import Tensor
 
 from st_hardneg.candidates import Mining, Negatives, joined
 from st_hardneg.config import MiningConfig
+from st_hardneg.encoders.cached import cached
 from st_hardneg.encoders.dense import Encoding, Encodings
 from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.protocol import Encoder
-from st_hardneg.encoders.store import cached
 from st_hardneg.encoders.vectors import Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge

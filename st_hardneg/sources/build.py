@@ -97,8 +97,9 @@ def name_sources(
         _with_quotas(config, quotas, is_number_open),
         (
             *BUILT_IN_SOURCES,
+            *(name for name in _BUILDERS if name not in BUILT_IN_SOURCES),
             *(name for name in in_corpus if name not in BUILT_IN_SOURCES),
-            *(name for name, one in found.items() if one is not None and name not in (*BUILT_IN_SOURCES, *in_corpus)),
+            *(name for name, one in found.items() if one is not None and name not in (*_BUILDERS, *in_corpus)),
         ),
         {name: one.texts for name, one in found.items() if isinstance(one, Texts)},
         {name: one.predicate for name, one in found.items() if isinstance(one, Where)},
@@ -137,7 +138,7 @@ def _check_value(name: str, value: Any) -> None:
         )
     if isinstance(value, Written) != (name == "synthetic"):
         raise ValueError(f"Written texts are the source 'synthetic', and only they are; got {name!r}. Rename it.")
-    if name in BUILT_IN_SOURCES and not isinstance(value, Written):
+    if name in _BUILDERS and not isinstance(value, Written):
         raise ValueError(f"{name!r} is a source of this package. Give yours another name.")
     if isinstance(value, Written) and (isinstance(value.writer, type) or not callable(value.writer)):
         raise TypeError(

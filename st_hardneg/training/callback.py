@@ -74,6 +74,7 @@ class MiningCallback(TrainerCallback):
             mined; it changes between epochs only.
         retriever: A model to mine with in place of the model in training: a SentenceTransformer, or an object with
             ``encode_query`` and ``encode_document``. It mines with its own prompts.
+        refresher: Makes what mines, anew for each training; see :mod:`st_hardneg.training.refresh`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -92,6 +93,7 @@ class MiningCallback(TrainerCallback):
         mining_warmup_steps: int = 0,
         schedule: Schedules | None = None,
         retriever: Any = None,
+        refresher: Callable[[], Refresher] = InlineRefresher,
     ) -> None:
         members = members_of(hard_negatives)
         _check_numbers(mining_steps, mining_strategy, mining_warmup_steps)
@@ -107,7 +109,8 @@ class MiningCallback(TrainerCallback):
         self.mining_warmup_steps = mining_warmup_steps
         self.retriever = retriever
         self._trainer: Callable[[], Trainer | None] = lambda: None
-        self._refresher: Refresher = InlineRefresher()
+        self._make_refresher = refresher
+        self._refresher: Refresher = refresher()
         self._targets: list[Target] = []
         self._reported: list[tuple[Target, MiningReport]] = []
         self._timing: Timing
@@ -142,7 +145,7 @@ class MiningCallback(TrainerCallback):
         """Find the live views that are trained on, and refuse a setup in which a refresh would change nothing."""
         self._reported = []
         self._mined_at = None
-        self._refresher = InlineRefresher()
+        self._refresher = self._make_refresher()
         trainer = calling_trainer()
         if trainer is not None:
             # Held weakly, because the trainer holds this callback: in a circle, both would outlive the training, and with
