@@ -106,6 +106,10 @@ def checked_cross_encoder(cross_encoder: Any) -> Any:
     Raises:
         TypeError: If it cannot.
     """
+    if isinstance(cross_encoder, type):
+        raise TypeError(
+            f"Expected an object as `cross_encoder`, got the class {cross_encoder.__name__}. Make one of it."
+        )
     if cross_encoder is not None and not callable(getattr(cross_encoder, "predict", None)):
         raise TypeError(
             f"Expected `cross_encoder` to be a CrossEncoder, got {type(cross_encoder).__name__}, which has no "

@@ -222,6 +222,11 @@ def _distinct_rows(pairs: Pairs) -> Ids:
 def _check_arguments(dataset: Any, faiss_batch_size: int, use_faiss: bool) -> None:
     if not isinstance(dataset, Dataset):
         raise TypeError(f"Expected a `datasets.Dataset`, got {type(dataset).__name__}. Mine each split by itself.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The dataset has a transform (`with_transform` or `set_transform`), and mining would read the texts without "
+            "it. Apply it with `dataset.with_format(None).map(...)` first, or take it off."
+        )
     if len(dataset) == 0:
         raise ValueError("The dataset is empty. Please provide a non-empty dataset.")
     if faiss_batch_size <= 0:

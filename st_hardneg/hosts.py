@@ -161,7 +161,12 @@ def weights_versions(model: object) -> int:
     parameters = getattr(model, "parameters", None)
     if not callable(parameters):
         return 0
-    return sum(_private(parameter, "_version", "torch") for parameter in parameters())
+    return hash(
+        tuple(
+            (_private(parameter, "_version", "torch"), parameter.data_ptr(), str(parameter.dtype))
+            for parameter in parameters()
+        )
+    )
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from st_hardneg.corpus.identity import IDENTITIES
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
-from st_hardneg.corpus.rows import column_names
-from st_hardneg.corpus.texts import TextColumn, check_text_column
+from st_hardneg.corpus.rows import read_rows
+from st_hardneg.corpus.texts import TextColumn
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
@@ -265,19 +265,20 @@ class HardNegativeMiner:
                 f"Expected batches with an anchor and a positive column, got the columns {names}. Call "
                 "`dataset.map(miner, batched=True)` on a dataset of pairs."
             )
-        anchor, positive = self.anchor_column_name, self.positive_column_name
-        if (anchor is None or positive is None) and len(batch[names[0]]):
-            rows = Dataset.from_dict({name: list(values) for name, values in batch.items()})
-            anchor, positive = column_names(rows, anchor, positive)
-        anchor, positive = anchor or names[0], positive or names[1]
-        if any(isinstance(batch.get(name), str) for name in (anchor, positive)):
+        if any(isinstance(values, str) for values in batch.values()):
             raise ValueError("Expected a batch of rows, got a single one. Call `dataset.map(miner, batched=True)`.")
         if not len(batch[names[0]]):
             return [], []
-        rows = Dataset.from_dict({name: list(batch[name]) for name in (anchor, positive) if name in batch})
-        check_text_column(rows, anchor, "anchor_column_name")
-        check_text_column(rows, positive, "positive_column_name")
-        return list(batch[anchor]), list(batch[positive])
+        plain = (str, int, float, bool, type(None))
+        columns = {
+            name: list(values) for name, values in batch.items() if all(isinstance(one, plain) for one in values)
+        }
+        # The reading of a whole dataset: columns by name, ids refused, labels heeded.
+        rows = read_rows(
+            Dataset.from_dict(columns), self.anchor_column_name, self.positive_column_name, use_given=False
+        )
+        every = np.arange(len(rows.dataset))
+        return rows.anchors.take(every), rows.positives.take(every)
 
     def _columns(self, mining: Mining, pairs: Pairs, texts: TextColumn, num_rows: int) -> dict[str, list[Any]]:
         rows = torch.from_numpy(pairs.row_query[:num_rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from st_hardneg.sources.build import NamedSources, name_sources
 from st_hardneg.sources.synthetic import checked_synthetic
 
 logger = logging.getLogger(__name__)
+
+_LOOKS_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +190,10 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
     """Say in one line what is used and what is not, and warn of what a user would hardly mean."""
     rows, corpus, pairs, config = wrapped.rows, wrapped.corpus, wrapped.pairs, wrapped.config
     logger.info(f"{wrapped} ({rows})")
-    if wasted := [name for name in rows.unused if name == "negative" or name.startswith("negative_")]:
+    if wasted := [name for name in rows.unused if _LOOKS_NEGATIVE.fullmatch(name)]:
         logger.warning(
             f'The given negatives in {wasted} are not used. Use them with `sources={{"dense": 2, "given": 1}}`, for '
-            "example, or remove the columns."
+            "example (columns of texts called 'negative' or 'negative_1', 'negative_2' …), or remove the columns."
         )
     if rows.is_by_place and (others := [name for name in rows.unused_texts if name not in wasted]):
         logger.warning(

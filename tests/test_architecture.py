@@ -95,7 +95,7 @@ def imported_by(path: Path, *, at_once: bool = False) -> set[str]:
 def test_every_room_has_a_floor():
     """A new room is put somewhere on purpose."""
     rooms = {room_of(path) for _, path in modules()}
-    assert rooms == set().union(*FLOORS) | set(SIDE_WINGS)
+    assert rooms | {"__main__"} == set().union(*FLOORS) | set(SIDE_WINGS)
 
 
 def test_imports_go_one_way():

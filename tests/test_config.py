@@ -178,7 +178,7 @@ def test_a_bad_pattern_and_an_unknown_field():
     """A broken regular expression and a misspelt field."""
     with pytest.raises(ValueError, match=r"Expected `exclude_pattern` to be a regular expression, got '\['"):
         MiningConfig(exclude_pattern="[")
-    said = r"`relative_magin` is no field of MiningConfig\. Fields are \[.*\]\. Did you mean 'relative_margin'\?"
+    said = r"`relative_magin` is not a field of MiningConfig\. Did you mean 'relative_margin'\?"
     with pytest.raises(ValueError, match=said):
         MiningConfig.from_dict({"relative_magin": 0.1})
     with pytest.raises(TypeError, match=said):
@@ -192,7 +192,7 @@ def test_a_bad_pattern_and_an_unknown_field():
 @pytest.mark.parametrize("name", _MOVED)
 def test_names_that_people_reach_for_are_answered(name):
     """A field that stands somewhere else now, or has another name in ST: the error says where."""
-    with pytest.raises(TypeError, match=rf"^`{name}` is no field of MiningConfig\. .+"):
+    with pytest.raises(TypeError, match=rf"^`{name}` is not a field of MiningConfig\. .+"):
         MiningConfig(**{name: 1})
     known = set(inspect.signature(HardNegativeDataset).parameters) | {part.name for part in fields(MiningConfig)}
     known |= {"mine", "mine_hard_negatives", "margin"}  # ST's deprecated argument, whose meaning is explained

@@ -19,8 +19,8 @@ def test_a_margin_of_500_percent_is_refused():
     [
         ("margin", "Set `absolute_margin`"),
         ("relativ_margin", "Did you mean 'relative_margin'?"),
-        ("batch_size", "Speed is no part of the recipe: pass it to HardNegativeDataset."),
-        ("use_faiss", "Speed is no part of the recipe"),
+        ("batch_size", "It changes speed, not the result: pass it to HardNegativeDataset."),
+        ("use_faiss", "It changes speed, not the result"),
         ("faiss_index", "Pass `searcher=FaissSearcher"),
         ("guide_margin", "Pass `guide=Guide"),
         ("num_topics", "Pass it to HardNegativeDataset"),
@@ -32,11 +32,11 @@ def test_another_name_is_answered_with_the_right_one(name, said, word_pairs):
     """Wherever a field can be given."""
     with pytest.raises(TypeError) as caught:
         MiningConfig(**{name: 1})
-    assert f"`{name}` is no field of MiningConfig." in str(caught.value) and said in str(caught.value)
-    with pytest.raises(ValueError, match=f"`{name}` is no field of MiningConfig"):
+    assert f"`{name}` is not a field of MiningConfig." in str(caught.value) and said in str(caught.value)
+    with pytest.raises(ValueError, match=f"`{name}` is not a field of MiningConfig"):
         MiningConfig.from_dict({name: 1})
     if name not in ("batch_size", "use_faiss", "num_topics"):  # which the dataset takes
-        with pytest.raises(TypeError, match=f"`{name}` is no field of MiningConfig"):
+        with pytest.raises(TypeError, match=f"`{name}` is not a field of MiningConfig"):
             HardNegativeDataset(word_pairs, **{name: 1})
 
 

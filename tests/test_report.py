@@ -117,7 +117,7 @@ def test_fillers_that_are_many_are_said_in_words():
     asked = mined(one, Model(by_angle), corpus, num_negatives=2, sources={"dense": 1, "random": 1}).report
     assert asked.notes == ()
     empty = mined(one, Model(by_angle), ["d 50°", "d 60°"], num_negatives=4).report
-    assert empty.notes == ("50% of the slots are empty. The corpus has too few others, or give a larger corpus.",)
+    assert empty.notes == ("50% of the slots are empty. There are 3 texts for 4 negatives. Lower `num_negatives`.",)
 
 
 def test_memory_is_what_the_system_says():

@@ -146,7 +146,10 @@ def _dataset_of_texts_by_id(corpus: Mapping[Any, Any], parameter: str) -> Datase
         raise ValueError(
             f"Expected `{parameter}` to hold valid Unicode, got a lone surrogate for the id {bad!r}. Clean it."
         )
-    return Dataset.from_dict({"_id": [str(key) for key in corpus], "text": list(corpus.values())})
+    ids = [str(key) for key in corpus]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"`{parameter}` has two ids that are the same as strings. Give each text an id of its own.")
+    return Dataset.from_dict({"_id": ids, "text": list(corpus.values())})
 
 
 def _is_unicode(text: str) -> bool:

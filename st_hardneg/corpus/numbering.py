@@ -225,16 +225,14 @@ class _Numbering:
         """Tell whether some of these texts have no number yet."""
         return any(text_digest(text) not in self.id_of_text for some in texts.batches() for text in some)
 
-    def place(self, texts: TextColumn) -> tuple[Ids, list[str]]:
-        """Return the number of every text, -1 for None, and those that had none before."""
+    def place(self, texts: TextColumn, *, skips_blank: bool = False) -> tuple[Ids, list[str]]:
+        """Return the number of every text, -1 for None and for blank ones if wanted, and those that had none before."""
         places: list[int] = []
         missing: list[str] = []
         for batch in texts.batches():
             for text in batch:
-                if not text:
-                    places.append(-1 if text is None else self._place_one(text, missing))
-                    continue
-                places.append(self._place_one(text, missing))
+                is_none = text is None or (skips_blank and not text.strip())
+                places.append(-1 if is_none else self._place_one(text, missing))
         return _int64(places), missing
 
     def _place_one(self, text: str, missing: list[str]) -> int:
@@ -332,7 +330,7 @@ def _placed(
 ) -> tuple[Ids, TextColumn]:
     """Return the number of each text of a column, and all texts with those that had none before at the end."""
     start = len(numbering.identities)
-    places, missing = numbering.place(column)
+    places, missing = numbering.place(column, skips_blank=name == "given")
     if missing:
         texts = texts.followed_by(missing) if len(texts) else TextColumn.of(missing)
         blocks.append(Block(name, start, len(texts)))

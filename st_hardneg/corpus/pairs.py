@@ -38,8 +38,9 @@ class Pairs:
             corpus, or -1.
         draw_keys: int64 of shape ``(num_queries,)``: what stands for each query in random draws. It depends on the
             query's text only, so that a draw is the same in whatever batch or order queries come.
-        given_offsets: int64 of shape ``(num_queries + 1,)``: where each query's part of ``given_ids`` starts.
-        given_ids: int64: corpus ids of the negatives that the user's own columns hold for each query.
+        given_offsets: int64 of shape ``(num_texts + 1,)``: where each part of ``given_ids`` starts, one for every group of
+            queries that are the same text (``known.groups``).
+        given_ids: int64: corpus ids of the negatives that the user's own columns hold for these queries.
         num_unused_given: Given negatives whose anchor has no positive.
         largest_cluster: In symmetric data, how many different texts the largest cluster has; 0 elsewhere.
     """
@@ -123,6 +124,7 @@ class _Queries:
     """The unique anchors, as they are met row by row."""
 
     query_of_text: dict[str, int]
+    group_of_key: dict[bytes, int]
     first_row: list[int]
     group: list[int]
     own: list[int]
@@ -133,7 +135,7 @@ class _Queries:
 def _unique_queries(anchors: TextColumn, numbered: Numbered) -> _Queries:
     key_of = IDENTITIES[numbered.identity]
     group_of_key: dict[bytes, int] = {}
-    found = _Queries({}, [], [], [], [], np.empty(len(anchors), dtype=np.int64))
+    found = _Queries({}, group_of_key, [], [], [], [], np.empty(len(anchors), dtype=np.int64))
     row = 0
     for texts in anchors.batches():
         for text in texts:
@@ -201,18 +203,20 @@ def pair_up(
 
 
 def _given(queries: _Queries, numbered: Numbered, anchors: Sequence[TextColumn]) -> tuple[Ids, Ids, int]:
-    """Return where each query's given negatives start, their corpus ids, and how many have no query."""
-    num_queries = len(queries.first_row)
+    """Return where the given negatives of each group start, their corpus ids, and how many have no query."""
+    num_groups, key_of = len(queries.group_of_key), IDENTITIES[numbered.identity]
     if not anchors:
-        return np.zeros(num_queries + 1, dtype=np.int64), np.arange(0), 0
+        return np.zeros(num_groups + 1, dtype=np.int64), np.arange(0), 0
     owners = [
-        np.asarray([queries.query_of_text.get(text, -1) for some in column.batches() for text in some], dtype=np.int64)
+        np.asarray(
+            [queries.group_of_key.get(key_of(text), -1) for some in column.batches() for text in some], dtype=np.int64
+        )
         for column in anchors
     ]
     owner, ids = np.concatenate(owners), np.concatenate(numbered.given_ids)
     num_unused = int(((owner < 0) & (ids >= 0)).sum())
     is_used = (owner >= 0) & (ids >= 0)
-    offsets, ids = _by_group(owner[is_used], ids[is_used], len(numbered.corpus), num_groups=num_queries)
+    offsets, ids = _by_group(owner[is_used], ids[is_used], len(numbered.corpus), num_groups=num_groups)
     return offsets, ids, num_unused
 
 

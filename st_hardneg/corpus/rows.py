@@ -18,10 +18,13 @@ WEIGHT_UNIT = 1_000_000
 _MAX_WEIGHT = 1e6
 # Names that outputs, labels and the trainer use themselves.
 _RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
-_LABELS = ("label", "labels")
-_GRADES = ("score", "scores")
+_LABELS = ("label", "labels", "is_duplicate", "is_relevant", "gold_label", "target")
+_GRADES = ("score", "scores", "relevance", "grade")
+_WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
 _NEGATIVE = re.compile(r"negative(_\d+)?")
-_ID_NAME = re.compile(r"(_?id|idx|index|[qp]id|docid|.*[_-](id|idx))", re.IGNORECASE)
+_ID_NAME = re.compile(
+    r"(_?id|idx|index|[qp]id|docid|docno|ur[il]|lang|language|split|.*[_-](id|idx|url))", re.IGNORECASE
+)
 _ID_VALUE = re.compile(r"\d+|[0-9a-fA-F]{16,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SAMPLE = 200
 
@@ -217,6 +220,11 @@ def _right_rows(dataset: Dataset, *, use_given: bool) -> tuple[str | None, np.nd
         values = _numbers(dataset, name)
         if values is None:
             continue
+        if bool((~(values >= 0)).any()):
+            raise ValueError(
+                f"The column {name!r} has rows without a label (None, or below 0), so it does not say whether these are "
+                f"right answers. Filter them: `dataset.filter(lambda row: row[{name!r}] in (0, 1))`, for example."
+            )
         is_right: np.ndarray = values > 0
         if name in _LABELS and bool((is_right & (values != 1)).any()):
             other = values[is_right & (values != 1)][0]
@@ -244,9 +252,30 @@ def _numbers(dataset: Dataset, name: str) -> np.ndarray | None:
     if name not in dataset.column_names:
         return None
     kind = dataset.with_format(None).data.column(name).type
+    if getattr(dataset.features[name], "dtype", None) in TEXT_TYPES:
+        return _numbers_in_words(dataset, name)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         return None
     return np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
+
+
+def _numbers_in_words(dataset: Dataset, name: str) -> np.ndarray | None:
+    """Return labels that are written as words as float64, or None for a column of texts.
+
+    Raises:
+        ValueError: If a column of labels holds other words.
+    """
+    values = {str(text).strip().lower() for some in TextColumn(dataset, name).batches() for text in some}
+    if values <= set(_WORDS):
+        texts = (text for some in TextColumn(dataset, name).batches() for text in some)
+        return np.asarray([_WORDS[str(text).strip().lower()] for text in texts])
+    if name not in _LABELS:
+        return None
+    raise ValueError(
+        f"The column {name!r} holds other labels than 0 and 1, such as {sorted(values - set(_WORDS))[0]!r}, so it does not "
+        "say which rows are right answers. Filter the rows, then remove the column with "
+        f"`dataset.remove_columns({name!r})`."
+    )
 
 
 def _row_weights(dataset: Dataset) -> Ids:
@@ -272,4 +301,9 @@ def _row_weights(dataset: Dataset) -> Ids:
             "Correct it."
         )
     result: Ids = np.rint(numbers * WEIGHT_UNIT).astype(np.int64)
+    if len(vanished := np.flatnonzero((result == 0) & (numbers > 0))):
+        raise ValueError(
+            f"Expected weights of at least a millionth in the column 'weight', got {numbers[vanished[0]]:g} in row "
+            f"{vanished[0]}, which would count as 0. Scale the weights, for example to a mean of 1."
+        )
     return result

@@ -22,7 +22,7 @@ from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.mining.story import Story
-from st_hardneg.mining.summary import Run, require_any, summarize_mining
+from st_hardneg.mining.summary import LEAST_RECALL, Run, require_any, summarize_mining
 from st_hardneg.mining.task import Task
 from st_hardneg.sources.build import Workshop, build_sources
 from st_hardneg.sources.dense import DenseSource
@@ -251,9 +251,12 @@ def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | N
         return None
     from st_hardneg.search.recall import sampled_recall
 
-    return sampled_recall(
+    recall = sampled_recall(
         searcher, shop.vectors.queries, shop.vectors.of_texts(task.corpus.searched), shop.vectors.similarity
     )
+    if recall < LEAST_RECALL:
+        logger.warning(f"The searcher finds {recall:.0%} of the nearest texts; the report says more.")
+    return recall
 
 
 def _topics(task: Task, vectors: Vectors, seed: int) -> Tensor | None:

@@ -31,7 +31,7 @@ from st_hardneg.report import MiningReport, peak_memory_mb, summarize
 
 # Shares of the slots, or of the nearest texts that are not found, above which a report says so in words.
 _MANY_FILLERS = 0.1
-_LEAST_RECALL = 0.95
+LEAST_RECALL = 0.95
 _MANY_TWINS = 0.02
 # Rows that are looked at for negatives with the vector of a right answer.
 _SAMPLE = 2_000
@@ -180,7 +180,7 @@ def _notes(run: Run, slots: list[int], negatives: Negatives) -> list[str]:
             "apart. Texts that share a long beginning are cut to the same one: raise `model.max_seq_length`, or put what "
             "differs first."
         )
-    if run.recall is not None and run.recall < _LEAST_RECALL:
+    if run.recall is not None and run.recall < LEAST_RECALL:
         notes.append(
             f"The searcher finds {run.recall:.0%} of the nearest texts. Raise its search parameters (`nprobe`, "
             "`efSearch`), or search exactly."

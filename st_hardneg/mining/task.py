@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ class Guide:
 
     def __post_init__(self) -> None:
         similarity_name(self.model)
+        if isinstance(self.margin, bool) or not isinstance(self.margin, (int, float)) or not math.isfinite(self.margin):
+            raise TypeError(f"Expected the margin of a Guide to be a finite number, got {self.margin!r}.")
 
 
 def exact_searcher(is_main: bool) -> Searcher:

@@ -50,7 +50,12 @@ def checked_search(searcher: Searcher, query_embeddings: Tensor, k: int, num_cor
         ValueError: If shapes, numbers or scores are not what :class:`Searcher` promises.
     """
     ids, scores = searcher.search(query_embeddings, k)
-    ids = torch.as_tensor(ids).cpu().long()
+    ids = torch.as_tensor(ids).cpu()
+    if ids.dtype.is_floating_point:
+        raise ValueError(
+            f"Expected {type(searcher).__name__}.search to return ids first, as integers, then scores, got {ids.dtype}."
+        )
+    ids = ids.long()
     scores = torch.as_tensor(scores).cpu().float()
     shape = (len(query_embeddings), k)
     name = type(searcher).__name__

@@ -305,4 +305,10 @@ class _Checked:
         if self.corpus.given is None or self.corpus.id_column is None:
             return {}
         ids = self.corpus.given.with_format(None)[self.corpus.id_column][:]
-        return {str(one): row for row, one in enumerate(ids)}
+        rows = {str(one): row for row, one in enumerate(ids)}
+        if len(rows) < len(ids) or None in ids:
+            raise ValueError(
+                f"The source {self.name!r} proposes ids of the corpus, whose column {self.corpus.id_column!r} has some twice "
+                "or is None in some rows. Give each text an id of its own, or propose row numbers."
+            )
+        return rows

@@ -54,7 +54,8 @@ class GivenSource:
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return all given negatives of each query."""
         offsets, ids = self.pairs.given_offsets, self.pairs.given_ids
-        rows = [ids[offsets[query] : offsets[query + 1]] for query in queries.ids.tolist()]
+        groups = self.pairs.known.groups[queries.ids].tolist()
+        rows = [ids[offsets[group] : offsets[group + 1]] for group in groups]
         return _in_drawn_order(rows, queries, plan, self.corpus)
 
 

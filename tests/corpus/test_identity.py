@@ -37,7 +37,7 @@ def test_answers_that_differ_in_a_superscript_are_merged_counted_and_can_be_kept
     """2⁵ is 25 for Unicode's normal form, and not for a quiz: the report counts it, and `identity="exact"` keeps them."""
     corpus = ["25", "2⁵", "52", "10"]
     merged = mined_with(QUIZ, corpus, model=bag_of_words, n=3)
-    assert "1 texts count as the same as another one" in repr(merged)
+    assert "1 of the texts are copies of another one" in repr(merged)
     assert merged.report.num_merged_texts == 1 and "1 texts count as the same" in str(merged.report)
     assert not {"2⁵", "25"} & set(merged.to_dataset().filter(lambda row: row["positive"] == "25")["negative"])
     exact = mined_with(QUIZ, corpus, model=bag_of_words, n=3, identity="exact")
@@ -133,8 +133,8 @@ def test_identity_exact_tells_texts_apart_that_differ_by_a_character():
     merged = mined(DUPLICATES, Model(by_seed(1)), CORPUS, num_negatives=4)
     # "25 is it" is the positive, "Co burns" the query itself, and of the two others one stands for both.
     assert sorted(texts_of(merged)[0]) == ["def f(): x", "other", "right 2"]
-    assert merged.report.num_merged_texts == 2 and "2 texts count as the same as another one" in str(merged.report)
-    assert "2 texts count as the same as another one" in repr(merged)
+    assert merged.report.num_merged_texts == 2 and "2 of the texts are copies of another one" in str(merged.report)
+    assert "2 of the texts are copies of another one" in repr(merged)
 
 
 def test_identity_exact_holds_for_queries_and_draws():

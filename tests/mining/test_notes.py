@@ -62,7 +62,7 @@ def test_texts_that_are_cut_to_the_vector_of_a_right_answer_are_said():
         }
     )
     report = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=3)).mine(Cut(), show_progress_bar=False)
-    (note,) = [note for note in report.notes if "very vector of a right answer" in note]
+    (note,) = [note for note in report.notes if "exactly the vector of a right answer" in note]
     assert "raise `model.max_seq_length`" in note and note in str(report)
     whole = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=3)).mine(model, show_progress_bar=False)
-    assert not [note for note in whole.notes if "very vector" in note]
+    assert not [note for note in whole.notes if "exactly the vector" in note]
