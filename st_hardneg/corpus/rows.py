@@ -272,8 +272,8 @@ def _numbers_in_words(dataset: Dataset, name: str) -> np.ndarray | None:
     if name not in _LABELS:
         return None
     raise ValueError(
-        f"The column {name!r} holds other labels than 0 and 1, such as {sorted(values - set(_WORDS))[0]!r}, so it does not "
-        "say which rows are right answers. Filter the rows, then remove the column with "
+        f"The column {name!r} holds other labels than 0 and 1, such as {sorted(values - set(_WORDS))[0]!r}, so it does "
+        "not say which rows are right answers. Filter the rows, then remove the column with "
         f"`dataset.remove_columns({name!r})`."
     )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from st_hardneg.candidates import BUILT_IN_SOURCES
 from st_hardneg.config import MiningConfig
@@ -249,6 +251,17 @@ class Workshop:
         found = tuple(self.space(ids, name) for ids, name in spaces)
         return DenseSource(self.vectors, found, torch.from_numpy(self.corpus.identities))
 
+    @cached_property
+    def known_as(self) -> Tensor:
+        """int64 of shape ``(num_corpus,)``: the id under which a text that a caller's source proposes has a vector.
+
+        A copy of a searched text goes by that one's id; -1 is a text that is not searched, as a metadata filter has it.
+        """
+        identities, rows = self.corpus.identities, self.vectors.corpus_row.numpy()
+        searched_as = np.full(len(identities), -1, dtype=np.int64)
+        searched_as[identities[self.corpus.searched]] = self.corpus.searched
+        return torch.from_numpy(np.where(rows >= 0, np.arange(len(rows)), searched_as[identities]))
+
     @property
     def searched_spaces(self) -> tuple[Ids, ...]:
         """The corpus ids of each space that the recipe searches."""
@@ -279,7 +292,7 @@ def build_sources(shop: Workshop) -> dict[str, Source]:
         if name in _BUILDERS:
             sources[name] = _BUILDERS[name](shop)
         elif name in shop.own:
-            sources[name] = _Checked(shop.own[name], name, shop.corpus, shop.kept)
+            sources[name] = _Checked(shop.own[name], name, shop.corpus, shop.kept, shop.known_as)
         else:
             sources[name] = shop.dense((shop.corpus.parts[name], name))
     return sources
@@ -293,13 +306,16 @@ class _Checked:
     name: str
     corpus: Corpus
     kept: MutableMapping[str, Any]
+    known_as: Tensor
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return what the source proposes, as tensors."""
         proposal = self.source.propose(queries, plan)
         if "row_of" not in self.kept:
             self.kept["row_of"] = self._rows_by_id()
-        return checked_proposal(proposal, queries, self.corpus, self.name, self.kept["row_of"])
+        found = checked_proposal(proposal, queries, self.corpus, self.name, self.kept["row_of"])
+        assert isinstance(found.ids, Tensor)
+        return replace(found, ids=torch.where(found.ids >= 0, self.known_as[found.ids.clamp(min=0)], -1))
 
     def _rows_by_id(self) -> dict[str, int]:
         if self.corpus.given is None or self.corpus.id_column is None:
@@ -308,7 +324,7 @@ class _Checked:
         rows = {str(one): row for row, one in enumerate(ids)}
         if len(rows) < len(ids) or None in ids:
             raise ValueError(
-                f"The source {self.name!r} proposes ids of the corpus, whose column {self.corpus.id_column!r} has some twice "
-                "or is None in some rows. Give each text an id of its own, or propose row numbers."
+                f"The source {self.name!r} proposes ids of the corpus, whose column {self.corpus.id_column!r} has some "
+                "twice or is None in some rows. Give each text an id of its own, or propose row numbers."
             )
         return rows
