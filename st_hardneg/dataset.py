@@ -16,7 +16,7 @@ from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
-from st_hardneg.encoders.prompts import check_columns, training_encodings, with_texts
+from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
 from st_hardneg.export import MinedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
@@ -193,8 +193,8 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
             model: The model to search with: a SentenceTransformer, or an object with ``encode_query`` and
                 ``encode_document``.
             args: Training arguments, whose prompts and routes are then used, as refreshes in that training use them;
-                those of the recipe come first. None: ``prompts`` and ``router_mapping``.
-            dataset_name: The trainer's name for this dataset, if it trains on several and ``args`` go by name.
+                those of the recipe come first. Not together with ``prompts`` and ``router_mapping``.
+            dataset_name: The trainer's name for this dataset, if ``args``, ``prompts`` or ``router_mapping`` go by name.
             prompts: Prompts of the columns, as training arguments have them. None: the recipe's, or else the model's own.
             router_mapping: Routes of a Router that the columns go through, as training arguments have them, such as
                 ``{"question": "query", "answer": "document"}``.
@@ -208,9 +208,10 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
             MiningError: If not one negative is found, an embedding is not finite, or ``shortfall="error"`` and a
                 query has too few. The earlier negatives stay as they were.
             ValueError: If the model's similarity cannot be searched by, or prompts or routes name another column.
+            TypeError: If prompts or routes are of the wrong kind, or given beside ``args``.
         """
-        for setting, parameter in ((prompts, "prompts"), (router_mapping, "router_mapping")):
-            check_columns(setting, parameter, self.anchor_column_name, self.positive_column_name)
+        settings = {"prompts": prompts, "router_mapping": router_mapping}
+        check_settings(args, settings, dataset_name, self.anchor_column_name, self.positive_column_name)
         given = args or SimpleNamespace(prompts=prompts, router_mapping=router_mapping)
         encodings = training_encodings(self, given, dataset_name, keeps_own=args is None and prompts is None)
         mining = self.compute_mining(

@@ -61,21 +61,61 @@ def training_encodings(
     )
 
 
-def check_columns(setting: Any, parameter: str, anchor: str, positive: str) -> None:
-    """Raise if a setting for the columns of one dataset names others, which would be ignored.
+def check_settings(
+    args: Any, settings: Mapping[str, Any], dataset_name: str | None, anchor: str, positive: str
+) -> None:
+    """Raise if settings that were given to a mining would not be used: beside training arguments, or for other columns.
 
     Args:
-        setting: ``prompts`` or ``router_mapping``.
-        parameter: What it is called.
+        args: The training arguments, if any.
+        settings: ``prompts`` and ``router_mapping`` under these names.
+        dataset_name: The trainer's name for the dataset, if it trains on several.
         anchor: The anchor column.
         positive: The positive column.
 
     Raises:
-        ValueError: If so.
+        TypeError: If settings come beside training arguments, or are of the wrong kind.
+        ValueError: If they name other columns.
     """
-    names = list(setting) if isinstance(setting, Mapping) else []
-    if unknown := [name for name in names if name not in (anchor, positive) and not str(name).startswith("negative")]:
-        raise ValueError(f"Expected `{parameter}` to name the columns {anchor!r} and {positive!r}, got {unknown}.")
+    for parameter, setting in settings.items():
+        if setting is None:
+            continue
+        if args is not None:
+            raise TypeError(
+                f"Expected `args` or `{parameter}`, got both. Leave `{parameter}` out to mine as these training arguments "
+                f"say, or leave `args` out."
+            )
+        if isinstance(setting, Mapping) and dataset_name is not None and dataset_name in setting:
+            setting, parameter = setting[dataset_name], f"{parameter}[{dataset_name!r}]"
+        _check_columns(setting, parameter, anchor, positive)
+
+
+def _check_columns(setting: Any, parameter: str, anchor: str, positive: str) -> None:
+    """Raise unless a setting for one dataset is one string, or a string for each of its columns."""
+    if isinstance(setting, str):
+        return
+    if not isinstance(setting, Mapping):
+        raise TypeError(
+            f"Expected `{parameter}` to be a string or a mapping from columns to strings, got {type(setting).__name__}. "
+            f"Pass {{{anchor!r}: ..., {positive!r}: ...}}."
+        )
+    if unknown := [name for name in setting if name not in (anchor, positive) and not str(name).startswith("negative")]:
+        hint = (
+            " Name the dataset by `dataset_name`."
+            if any(isinstance(setting[name], Mapping) for name in unknown)
+            else ""
+        )
+        raise ValueError(
+            f"Expected `{parameter}` to name the columns {anchor!r} and {positive!r}, got {unknown}.{hint}"
+        )
+    for name, value in setting.items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"Expected `{parameter}[{name!r}]` to be a string, got {type(value).__name__}.")
+        if name not in (anchor, positive) and (value or "") != (setting.get(positive) or ""):
+            raise ValueError(
+                f"Expected `{parameter}` to hold the same for {name!r} as for the positives, as the corpus is encoded but "
+                f"once, got {value!r} and {setting.get(positive)!r}. Set `{parameter}[{positive!r}]`."
+            )
 
 
 def prompt_text(model: Any, encoding: Encoding) -> str:

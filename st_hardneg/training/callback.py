@@ -29,7 +29,12 @@ from st_hardneg.training.curriculum import (
     in_force,
     points_of,
 )
-from st_hardneg.training.prompts import check_mined_as_refreshed, check_trained_as_mined, training_encodings
+from st_hardneg.training.prompts import (
+    check_mined_as_refreshed,
+    check_trained_as_mined,
+    training_encodings,
+    warn_of_unknown_columns,
+)
 from st_hardneg.training.ranks import start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
 from st_hardneg.training.targets import (
@@ -40,6 +45,7 @@ from st_hardneg.training.targets import (
     members_of,
     refuse_groups_by_label,
     refuse_live_evaluation,
+    refuse_two_for_one,
     warn_of_stale_hashes,
 )
 from st_hardneg.training.timing import Timing, first_step_seen
@@ -80,8 +86,9 @@ class MiningCallback(TrainerCallback):
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range; and when training starts, if the training dataset holds no live view
             of what is to be refreshed, so that a refresh would change nothing, or if something else cannot work: the
-            evaluation data are live, a loss masks by the ids of another dataset, or prompts differ between positives and
-            negatives or between the first mining and the refreshes.
+            evaluation data are live, a loss masks by the ids of another dataset, another callback refreshes the same
+            dataset, or prompts or routes differ between positives and negatives, or between the first mining and the
+            refreshes.
     """
 
     def __init__(
@@ -154,6 +161,8 @@ class MiningCallback(TrainerCallback):
         loader = kwargs["train_dataloader"]
         train_dataset = getattr(trainer, "train_dataset", None)
         self._targets = find_targets(self.hard_negatives, loader.dataset, train_dataset)
+        for other in _others_of(trainer, self):
+            refuse_two_for_one(self._targets, find_targets(other.hard_negatives, loader.dataset, train_dataset))
         read_in_batches(loader.dataset)
         is_by_steps = self.mining_strategy == "steps"
         self._timing = Timing.of(args, state.max_steps, loader, self.mining_steps if is_by_steps else None)
@@ -163,6 +172,7 @@ class MiningCallback(TrainerCallback):
             if state.global_step == 0:
                 # A second training, or a trial of a search, begins with what `mine()` left, not with the last refresh.
                 target.hard_negatives.reset()
+        warn_of_unknown_columns(args, self._targets, train_dataset, getattr(trainer, "eval_dataset", None))
         self._check_model(kwargs.get("model"), args)
         refuse_live_evaluation(trainer)
         refuse_groups_by_label(args, loader.dataset)
@@ -331,6 +341,13 @@ class MiningCallback(TrainerCallback):
     def _log_masked_shares(self, control: TrainerControl) -> None:
         if control.should_log and self.trainer is not None:
             track_diagnostics(self.trainer)
+
+
+def _others_of(trainer: Trainer | None, callback: MiningCallback) -> list[MiningCallback]:
+    """Return the other mining callbacks of a trainer."""
+    handler = getattr(trainer, "callback_handler", None)
+    callbacks = getattr(handler, "callbacks", [])
+    return [other for other in callbacks if isinstance(other, MiningCallback) and other is not callback]
 
 
 def _check_numbers(mining_steps: Any, mining_strategy: Any, mining_warmup_steps: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,27 @@ def find_targets(given: Given, dataset: Any, train_dataset: Any = None) -> list[
         name = dataset_name or key or (f"dataset_{place}" if several else None)
         targets.append(Target(hard_negatives, dataset_name, name, several))
     return targets
+
+
+def refuse_two_for_one(targets: Iterable[Target], others: Iterable[Target]) -> None:
+    """Raise if two callbacks of a trainer refresh the same dataset: each would undo what the other has mined.
+
+    Args:
+        targets: What one callback refreshes.
+        others: What the other callbacks of the trainer refresh.
+
+    Raises:
+        ValueError: If so; the dataset is named if the training reads several.
+    """
+    taken = {id(other.hard_negatives) for other in others}
+    for target in targets:
+        if id(target.hard_negatives) in taken:
+            which = "the same dataset" if target.name is None else f"the same dataset, {target.name!r}"
+            raise ValueError(
+                f"Expected one MiningCallback for each dataset, got two that refresh {which}, so that each would replace "
+                "what the other has mined. Leave one out, or name to each what it refreshes, "
+                "`MiningCallback(hard_negatives)`."
+            )
 
 
 def trained_datasets(dataset: Any, train_dataset: Any = None) -> list[tuple[str | None, HardNegativeDataset]]:

@@ -6,12 +6,13 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from datasets import DatasetDict
 
 from st_hardneg import MiningCallback
 from st_hardneg.encoders import Encoding
 from st_hardneg.encoders.prompts import prompt_text, training_encodings
 from st_hardneg.training.curriculum import Stage
-from st_hardneg.training.prompts import check_trained_as_mined
+from st_hardneg.training.prompts import _with_columns, check_trained_as_mined, warn_of_unknown_columns
 from tests.training.runs import HOST_WARNINGS, make_args, make_model, make_negatives, train
 
 pytestmark = [pytest.mark.training, *HOST_WARNINGS]
@@ -202,7 +203,7 @@ def test_other_routes_than_those_of_the_first_mining_are_refused(tmp_path):
     """The trainer's `router_mapping` decides for refreshes, and `mine` can be given the same arguments."""
     model = make_model()
     hard_negatives = make_negatives(model)
-    routes = {"anchor": "document", "positive": "document"}
+    routes = dict.fromkeys(["anchor", "positive", "negative_1", "negative_2"], "document")
     with pytest.raises(
         ValueError, match=r"encoded queries by the route 'query' and the corpus by 'document'. Refreshes"
     ):
@@ -216,3 +217,69 @@ def test_other_routes_than_those_of_the_first_mining_are_refused(tmp_path):
         max_steps=3,
         router_mapping=routes,
     )
+
+
+@pytest.mark.parametrize(
+    ("routes", "name", "mended"),
+    [
+        (
+            {"anchor": "q", "positive": "d"},
+            None,
+            {"anchor": "q", "positive": "d", "negative_1": "d", "negative_2": "d"},
+        ),
+        (
+            {"positive": "d", "negative_1": "d", "negative_2": "q"},
+            None,
+            {"positive": "d", "negative_1": "d", "negative_2": "d"},
+        ),
+        ({"negative_1": "d"}, None, {"positive": "d", "negative_1": "d", "negative_2": "d"}),
+        (
+            {"b": {"anchor": "q"}, "a": {"positive": "d"}},
+            "a",
+            {"b": {"anchor": "q"}, "a": {"positive": "d", "negative_1": "d", "negative_2": "d"}},
+        ),
+    ],
+)
+def test_a_route_for_positives_only_is_refused_with_the_argument_that_mends_it(tmp_path, routes, name, mended):
+    """A route tells positives from negatives as a prompt does; what is printed passes."""
+    hard_negatives = make_negatives(make_model())
+    with pytest.raises(ValueError, match="the route alone would tell them apart") as error:
+        check_trained_as_mined(hard_negatives, make_args(tmp_path, router_mapping=routes), name)
+    assert f"router_mapping={mended}" in str(error.value)
+    check_trained_as_mined(hard_negatives, make_args(tmp_path, router_mapping=mended), name)
+
+
+def test_routes_that_are_equal_pass_and_others_are_refused_at_train_begin(tmp_path):
+    """A route for anchors alone leaves positives and negatives alike."""
+    model = make_model()
+    hard_negatives = make_negatives(model)
+    for same in (None, {"anchor": "query"}):
+        check_trained_as_mined(hard_negatives, make_args(tmp_path, router_mapping=same), None)
+    with pytest.raises(ValueError, match="the route alone would tell them apart"):
+        train(tmp_path, [MiningCallback()], hard_negatives.as_dataset(), model, router_mapping={"positive": "document"})
+
+
+def test_prompts_for_a_dataset_without_any_stand_beside_those_of_others():
+    """What is printed stays by dataset and column."""
+    mended = _with_columns({"b": {"anchor": "w3 "}}, "a", {"positive": "w2 "})
+    assert mended == {"b": {"anchor": "w3 "}, "a": {"positive": "w2 "}}
+
+
+def test_prompts_of_columns_that_no_dataset_has_are_warned_of(tmp_path, caplog):
+    """By name; columns and names of the training's and the evaluation's datasets are known."""
+    model = make_model()
+    hard_negatives = make_negatives(model, query_prompt="", corpus_prompt="")
+    view, frozen = hard_negatives.as_dataset(), hard_negatives.to_dataset("n-tuple").rename_column("anchor", "left")
+    with caplog.at_level(logging.WARNING, "st_hardneg"):
+        prompts = {"anchor": "w1 ", "query": "w2 ", "left": "w3 "}
+        train(tmp_path, [MiningCallback()], DatasetDict({"a": view, "b": frozen}), model, max_steps=1, prompts=prompts)
+    assert "name ['query'], which no dataset of the training has" in caplog.text
+    caplog.clear()
+    targets = [SimpleNamespace(hard_negatives=hard_negatives, dataset_name="a")]
+    with caplog.at_level(logging.WARNING, "st_hardneg"):
+        for fine in (None, "w1 ", {"a": "w1 "}, {"a": {"anchor": "w1 ", "negative_2": "w2 "}, "e": {"left": "w1 "}}):
+            warn_of_unknown_columns(SimpleNamespace(prompts=fine), targets, {"a": view}, {"e": frozen})
+        assert not caplog.text
+        nested = {"a": {"question": "w1 "}, "c": {"anchor": "w1 "}}
+        warn_of_unknown_columns(SimpleNamespace(prompts=nested), targets, {"a": view}, None)
+    assert "name ['c', 'question']" in caplog.text

@@ -214,3 +214,15 @@ def test_views_without_names_are_numbered():
     assert names == ["dataset_0", "dataset_1"]
     assert [target.name for target in find_targets(None, joined)] == names
     assert find_targets(one, ConcatDataset([one.as_dataset()]))[0].name is None
+
+
+def test_two_callbacks_for_one_dataset_are_refused(tmp_path):
+    """Each would replace what the other has mined; one callback for each of two datasets is fine."""
+    model = runs.make_model()
+    one, two = runs.make_negatives(model), runs.make_negatives(model, seed=5)
+    both = DatasetDict({"a": one.as_dataset(), "b": two.as_dataset()})
+    with pytest.raises(ValueError, match="got two that refresh the same dataset, so that each would replace"):
+        runs.train(tmp_path, [MiningCallback(one), MiningCallback()], one.as_dataset(), model, max_steps=1)
+    with pytest.raises(ValueError, match="got two that refresh the same dataset, 'b'"):
+        runs.train(tmp_path, [MiningCallback(), MiningCallback(two)], both, model, max_steps=1)
+    runs.train(tmp_path, [MiningCallback(one), MiningCallback(two)], both, model, max_steps=1)
