@@ -108,8 +108,8 @@ def test_what_is_right_or_ruled_out_is_taken_out_of_proposals():
     """The anchor, positives, copies of both, and what rules remove: a source need not know of them."""
     corpus = ["d 50°", "P  40°", "q 0°", "d 10°", "d 90°", "D 50°"]
     found = mine(lambda n: [[1, 2, 3, 5, 0, 4]] * n, corpus, max_score=0.7)
-    # "D 50°" came first and stands for its copy, in whatever spelling.
-    assert texts_of(found)[0] == ["D 50°", "d 90°"]
+    # "D 50°" came first; it is a copy of "d 50°", which is searched in its place and has the vector.
+    assert texts_of(found)[0] == ["d 50°", "d 90°"]
     assert found.report.removed["positive"] >= 1 and found.report.removed["anchor"] == 1
     # The window counts what survives, and draws by weights hold for a source that ranks.
     found = mine(lambda n: [[0, 1, 2, 3]] * n, range_min=1, range_max=3)
