@@ -108,6 +108,10 @@ class Pairs:
         other = corpus_ids - int(corpus.anchor_ids[0])
         is_anchor = (other >= 0) & (other < len(corpus.anchor_ids))
         other = torch.from_numpy(self.group)[other.where(is_anchor, torch.zeros_like(other))]
+        # Other spellings of the query share its positives; there may be thousands of them.
+        own_group = torch.from_numpy(self.group)[query_ids][:, None]
+        shared |= is_anchor & (other == own_group)
+        is_anchor = is_anchor & (other != own_group)
         offsets, positives = torch.from_numpy(self.positive_offsets), torch.from_numpy(self.positive_ids)
         count = (offsets[other + 1] - offsets[other]).where(is_anchor, torch.zeros_like(other))
         first = offsets[other]
