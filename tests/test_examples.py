@@ -8,6 +8,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 import st_hardneg
 from st_hardneg import MiningConfig
 
@@ -45,6 +47,7 @@ def run(*commands: str) -> list[str]:
     return parts
 
 
+@pytest.mark.training
 def test_the_examples():
     """The short ones print a report each; the main one trains on every kind of negatives and prints a row for each."""
     on_few_pairs = "examples/train_with_refresh.py --epochs 2 --num-negatives 1 --limit 200"

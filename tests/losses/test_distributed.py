@@ -16,6 +16,8 @@ from sentence_transformers import SentenceTransformer
 
 from st_hardneg.losses.diagnostics import SHARE_NAMES
 
+pytestmark = pytest.mark.training
+
 NAMES = [
     "ranking",
     "gathered",

@@ -26,6 +26,8 @@ from st_hardneg.losses import (
 )
 from st_hardneg.losses.diagnostics import SHARE_NAMES, pop_diagnostics
 
+pytestmark = pytest.mark.training
+
 
 def _weighted_sum(model: SentenceTransformer) -> WeightedSumLoss:
     ranking, contrastive = SemiHardMultipleNegativesRankingLoss(model), SemiHardContrastiveLoss(model)

@@ -198,6 +198,7 @@ def test_wrappers_go_around_the_sum(
     value.total().backward()
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kind", ["layers", "2d"])
 def test_a_wrapped_sum_trains(
     build_transformer_model: Callable[[], SentenceTransformer], rows: Dataset, tmp_path: Path, kind: str
