@@ -38,7 +38,11 @@ def cross_encoder_scores(
     scores = cross_encoder.predict(
         list(pairs), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False, **arguments
     )
+    if scores is None:
+        raise MiningError("Expected the cross encoder's `predict` to return scores, got None.")
     scores = torch.as_tensor(scores).float().cpu()
+    if scores.dim() == 2 and scores.shape[1] == 1:
+        scores = scores.squeeze(1)
     if tuple(scores.shape) != (len(pairs),):
         raise MiningError(
             f"Expected the cross encoder to give one score per pair, got shape {tuple(scores.shape)} for "
