@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +57,14 @@ class CachedEncoder:
             encoder.score_function,
         )
 
-    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
+    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Any:
         """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
         return self._kept("query", texts, lambda: self.encoder.queries(texts, show_progress_bar=show_progress_bar))
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
         """Yield the vectors of corpus texts, all of them in one shard."""
 
-        def encode() -> Tensor:
+        def encode() -> Any:
             return stacked(self.encoder.corpus(texts, show_progress_bar=show_progress_bar), len(texts))
 
         yield self._kept("corpus", texts, encode)
@@ -72,7 +73,7 @@ class CachedEncoder:
         """Return what identifies everything that decides the vectors."""
         return self.key
 
-    def _kept(self, kind: str, texts: Sequence[str], encode: Callable[[], Tensor]) -> Tensor:
+    def _kept(self, kind: str, texts: Sequence[str], encode: Callable[[], Any]) -> Any:
         key = recipe_fingerprint(self.key, kind, texts_fingerprint(texts))
         path = os.path.join(self.folder, f"{kind}_embeddings_{key}.npy")
         if os.path.exists(path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from st_hardneg.encoders.rows import Rows
 
 
 class Encoder(Protocol):
@@ -16,17 +18,17 @@ class Encoder(Protocol):
         """Name of the similarity that vectors are compared by, such as ``"cosine"``."""
 
     @property
-    def pairwise(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The similarity of row i with row i: ``(m, dim), (m, dim) -> (m,)``."""
+    def pairwise(self) -> Callable[[Any, Any], Tensor]:
+        """The similarity of row i with row i of its blocks: ``(m, dim), (m, dim) -> (m,)``."""
 
     @property
-    def score_function(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+    def score_function(self) -> Callable[[Any, Any], Tensor] | None:
         """A similarity ``(q, dim), (c, dim) -> (q, c)`` to search by in place of the one of this name, or None."""
 
-    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
-        """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
+    def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Rows:
+        """Return the vectors of queries, such as float32 of shape ``(len(texts), dim)``."""
 
-    def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
+    def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Rows]:
         """Yield the vectors of corpus texts, in order, in shards of shape ``(some, dim)``."""
 
     def fingerprint(self, probes: Sequence[str] = ()) -> str | None:

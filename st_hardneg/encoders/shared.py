@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.rows import Rows, concatenated
 
 
 @dataclass(eq=False)
@@ -23,7 +22,7 @@ class _Kept:
     users: WeakSet[Corpus] = field(default_factory=WeakSet)
     key: str | None = None
     ids: Ids | None = None
-    vectors: Tensor | None = None
+    vectors: Rows | None = None
 
 
 _KEPT: WeakKeyDictionary[Dataset, _Kept] = WeakKeyDictionary()
@@ -35,7 +34,7 @@ def share(corpus: Corpus) -> None:
         _KEPT.setdefault(corpus.given, _Kept()).users.add(corpus)
 
 
-def searched_vectors(corpus: Corpus, encoder: Encoder, encode: Callable[[Ids], Tensor]) -> Tensor:
+def searched_vectors(corpus: Corpus, encoder: Encoder, encode: Callable[[Ids], Rows]) -> Rows:
     """Return the vectors of the searched texts; those of a corpus that several datasets share are computed once.
 
     Args:
@@ -51,4 +50,4 @@ def searched_vectors(corpus: Corpus, encoder: Encoder, encode: Callable[[Ids], T
     if kept.key != key or kept.ids is None or kept.vectors is None or not np.array_equal(kept.ids, given):
         kept.key, kept.ids, kept.vectors = key, given, encode(given)
     rest = corpus.searched[len(given) :]
-    return torch.cat([kept.vectors, encode(rest)]) if len(rest) else kept.vectors
+    return concatenated([kept.vectors, encode(rest)]) if len(rest) else kept.vectors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.rows import Rows, concatenated
 from st_hardneg.encoders.shared import searched_vectors
 
 # Pairs are compared in blocks of at most this many floats (256 MB).
@@ -28,9 +30,9 @@ class Vectors:
     """Vectors of all queries and of all corpus texts that can be a negative or are a positive.
 
     Args:
-        queries: float32 of shape ``(num_queries, dim)``.
-        searched: float32 of shape ``(num_searched, dim)``: the texts that are searched, in their order.
-        others: float32 of shape ``(num_others, dim)``: other texts that can be a negative or are a positive. Anchors that
+        queries: :class:`~st_hardneg.encoders.rows.Rows`, such as float32 of shape ``(num_queries, dim)``.
+        searched: The same of shape ``(num_searched, dim)``: the texts that are searched, in their order.
+        others: The same of shape ``(num_others, dim)``: other texts that can be a negative or are a positive. Anchors that
             are searched stand here with their vectors as queries.
         corpus_row: int64 of shape ``(num_corpus,)``: where each corpus id is, in ``searched`` followed by ``others``; or
             -1.
@@ -39,9 +41,9 @@ class Vectors:
         score_function: A similarity ``(q, dim), (c, dim) -> (q, c)`` to search by in place of it, or None.
     """
 
-    queries: Tensor
-    searched: Tensor
-    others: Tensor
+    queries: Any
+    searched: Rows
+    others: Rows
     corpus_row: Tensor
     pairwise: Callable[[Tensor, Tensor], Tensor]
     similarity: str
@@ -52,11 +54,11 @@ class Vectors:
         """Dimensions."""
         return self.queries.shape[1]
 
-    def of_queries(self, query_ids: Tensor) -> Tensor:
+    def of_queries(self, query_ids: Tensor) -> Any:
         """Return the vectors of some queries, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
         return self.queries[query_ids.to(self.queries.device)]
 
-    def of_texts(self, corpus_ids: Ids) -> Tensor:
+    def of_texts(self, corpus_ids: Ids) -> Any:
         """Return the vectors of some corpus texts, int64 of shape ``(m,)``, of shape ``(m, dim)``."""
         rows = self.corpus_row[torch.from_numpy(corpus_ids)]
         if len(rows) == len(self.searched) and int(rows[0]) == 0 and bool((rows.diff() == 1).all()):
@@ -85,55 +87,62 @@ class Vectors:
         similarity = function(self._of_texts(left), self._of_texts(right)).float().cpu()
         return similarity.masked_fill_(right < 0, -torch.inf)
 
-    def chance(self, vectors: Tensor) -> Tensor:
+    def chance(self, vectors: Any) -> Tensor:
         """Return the mean similarity of some vectors, of shape ``(m, dim)``, and the searched texts, of shape ``(m,)``.
 
-        Cosines and dot products have it from the mean vector; other similarities from a sample of texts.
+        Cosines and dot products of dense vectors have it from the mean vector; others from a sample of texts.
         """
         texts = self.searched if len(self.searched) else self.others
+        blocks = vectors.split(_BLOCK)
         if self.score_function is None and self.similarity in ("cosine", "dot"):
-            blocks = (block.float() for block in texts.split(_BLOCK))
             unit = torch.nn.functional.normalize if self.similarity == "cosine" else (lambda block, dim: block)
-            mean = torch.stack([unit(block, dim=1).sum(dim=0) for block in blocks]).sum(dim=0) / len(texts)
-            return (unit(vectors.float(), dim=1) @ mean.to(vectors.device)).cpu()
+            sums = [unit(block.float(), dim=1).sum(dim=0) for block in texts.split(_BLOCK)]
+            mean = torch.stack(sums).sum(dim=0) / len(texts)
+            return torch.cat([(unit(block.float(), dim=1) @ mean.to(block.device)).cpu() for block in blocks])
         function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
         places = torch.linspace(0, len(texts) - 1, min(_SAMPLE, len(texts))).round().long()
         sample = texts[places.to(texts.device)].to(vectors.device)
-        return torch.cat([function(some, sample).float().mean(dim=1).cpu() for some in vectors.split(_BLOCK)])
+        return torch.cat([function(some, sample).float().mean(dim=1).cpu() for some in blocks])
 
     def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""
         cosine = replace(self, pairwise=pairwise_cos_sim).similarity_of_pairs(query_ids, corpus_ids)
         return (2.0 - 2.0 * cosine.double().clamp(-1.0, 1.0)).sqrt()
 
-    def _of_texts(self, corpus_ids: Tensor) -> Tensor:
+    def _of_texts(self, corpus_ids: Tensor) -> Any:
         return self._at(self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0))
 
-    def _at(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.searched.device)
-        is_other = rows >= len(self.searched)
+    def _at(self, rows: Tensor) -> Any:
+        rows, num_searched = rows.to(self.searched.device), len(self.searched)
+        is_other = rows >= num_searched
         if not bool(is_other.any()):
             return self.searched[rows]
-        if not len(self.searched):
+        if not num_searched:
             return self.others[rows]
-        found = self.searched[rows.clamp(max=len(self.searched) - 1)]
-        found[is_other] = self.others[rows[is_other] - len(self.searched)]
-        return found
+        others = self.others[rows[is_other] - num_searched]
+        if isinstance(others, Tensor):
+            found = self.searched[rows.clamp(max=num_searched - 1)]
+            found[is_other] = others
+            return found
+        both = concatenated([self.searched[rows[~is_other]], others])
+        return both[torch.cat([(~is_other).nonzero().flatten(), is_other.nonzero().flatten()]).argsort()]
 
-    def _compare(self, left: Tensor, corpus_ids: Tensor) -> Tensor:
+    def _compare(self, left: Any, corpus_ids: Tensor) -> Tensor:
         similarity = torch.empty(corpus_ids.shape)
         width = corpus_ids.shape[1]
         step = max(1, _MAX_FLOATS // max(1, width * left.shape[1]))
         for start in range(0, len(corpus_ids), step):
             block = corpus_ids[start : start + step]
             others = self._of_texts(block.flatten())
-            ours = left[start : start + step].to(others.device).repeat_interleave(width, dim=0)
+            ours = left[torch.arange(start, start + len(block)).repeat_interleave(width).to(left.device)]
+            if isinstance(ours, Tensor):
+                ours = ours.to(others.device)
             similarity[start : start + step] = self.pairwise(ours, others).float().cpu().view(block.shape)
         return similarity.masked_fill_(corpus_ids < 0, -torch.inf)
 
 
 def embed(
-    pairs: Pairs, corpus: Corpus, encoder: Encoder, *, searched: Tensor | None = None, show_progress_bar: bool = False
+    pairs: Pairs, corpus: Corpus, encoder: Encoder, *, searched: Rows | None = None, show_progress_bar: bool = False
 ) -> Vectors:
     """Encode all queries, and the corpus texts that can be a negative or are a positive.
 
@@ -156,8 +165,9 @@ def embed(
     if len(corpus.anchor_ids):
         # As negatives they are searched in the anchors' own space.
         corpus_row[corpus.anchor_ids] = len(encoded) + np.arange(len(corpus.anchor_ids))
-        beside = torch.cat([beside, queries.to(beside.device)])
-    beside = beside.to(searched.device)
+        beside = concatenated([beside, queries])
+    if isinstance(beside, Tensor):
+        beside = beside.to(searched.device)
     return Vectors(
         queries,
         searched,
@@ -169,19 +179,21 @@ def embed(
     )
 
 
-def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, show_progress_bar: bool) -> Tensor:
+def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, show_progress_bar: bool) -> Any:
     shards = encoder.corpus(corpus.texts.take(corpus_ids), show_progress_bar=show_progress_bar)
     return stacked(shards, len(corpus_ids))
 
 
-def stacked(shards: Iterator[Tensor], num_rows: int) -> Tensor:
-    """Put shards below each other into one matrix of so many rows, which is allocated once.
+def stacked(shards: Iterator[Any], num_rows: int) -> Any:
+    """Put shards below each other into one table of so many rows; a matrix is allocated once.
 
     It is on the shards' device, or on the CPU where the device's memory does not suffice.
     """
     matrix: Tensor | None = None
     start = 0
     for shard in shards:
+        if not isinstance(shard, Tensor):
+            return concatenated([shard, *shards])
         if matrix is None:
             matrix = _allocated(num_rows, shard)
         matrix[start : start + len(shard)] = shard
