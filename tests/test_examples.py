@@ -52,9 +52,15 @@ def test_the_examples():
     """The short ones print a report each; the main one trains on every kind of negatives and prints a row for each."""
     on_few_pairs = "examples/train_with_refresh.py --epochs 2 --num-negatives 1 --limit 200"
     scripts = ("examples/mine_offline.py", "examples/custom_searcher.py", "examples/custom_source.py")
-    *short, out = run(*scripts, on_few_pairs)
+    *short, counted, out = run(*scripts, "examples/who_refreshes.py", on_few_pairs)
     for printed in short:
         assert "Hard negatives: first mining" in printed
+    # Rows with a new negative, and rows whose new negative the loss got.
+    ways = {line[:22].strip(): [int(n) for n in line[22:].split()] for line in counted.splitlines()[-4:]}
+    assert min(changed for changed, _ in ways.values()) > 100
+    changed, arrived = ways.pop("this package")
+    assert arrived == changed
+    assert [arrived for _, arrived in ways.values()] == [0, 0, 0]
     for row in ("before training", "in-batch negatives", "mined once", "refreshed each epoch"):
         assert f"\n{row}" in out
 
