@@ -250,6 +250,7 @@ def test_importing_the_package_imports_no_torch():
     assert python("-c", code).stdout.strip() == "[]"
 
 
+@pytest.mark.training
 def test_the_dataset_costs_no_more_than_its_hosts():
     """``from st_hardneg import HardNegativeDataset`` imports nothing that its two largest hosts do not import.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -56,7 +58,11 @@ def test_the_examples():
     for printed in short:
         assert "Hard negatives: first mining" in printed
     # Rows with a new negative, and rows whose new negative the loss got.
-    ways = {line[:22].strip(): [int(n) for n in line[22:].split()] for line in counted.splitlines()[-4:]}
+    lines = [
+        line for line in counted.splitlines() if line.startswith(("a swapped", "a changed", "a cache", "this package"))
+    ]
+    ways = {line[:22].strip(): [int(number) for number in line[22:].split()] for line in lines}
+    assert len(ways) == 4
     assert min(changed for changed, _ in ways.values()) > 100
     changed, arrived = ways.pop("this package")
     assert arrived == changed
@@ -65,10 +71,41 @@ def test_the_examples():
         assert f"\n{row}" in out
 
 
-def test_the_readme_names_every_field_and_every_public_name():
-    """What can be configured and imported is documented on the front page."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.training
+def test_the_notebook():
+    """Every cell runs, one after the other."""
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text("utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nprint(len(callback.reports))"],
+        cwd=ROOT / "examples",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "2"
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "examples" / "guides").glob("*.md"))]
+
+
+def test_the_pages_name_every_field_and_every_public_name():
+    """What can be configured stands in the guide to mining, what can be imported in the list of public names."""
+    mining, reference = (
+        (ROOT / "examples" / "guides" / f"{name}.md").read_text("utf-8") for name in ("mining", "reference")
+    )
     for field in fields(MiningConfig):
-        assert f"`{field.name}`" in readme, field.name
+        assert f"`{field.name}`" in mining, field.name
     for name in st_hardneg.__all__:
-        assert name in readme or name.endswith("Error"), name
+        assert f"`{name}`" in reference, name
+
+
+def test_the_front_page_is_short_and_its_links_lead_somewhere():
+    """Two hundred and twenty lines are read in five minutes."""
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 220
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
