@@ -390,3 +390,45 @@ def test_a_tally_counts_alone_and_together(known):
     # The second query found 6, 1, 2, 3, 4 and nothing.
     assert (tally.num_candidates, tally.num_kept) == (11, 4)
     assert (tally.removed, tally.removed_alone) == ({"a": 3, "b": 7}, {"a": 0, "b": 4})
+
+
+def test_a_centered_margin_counts_from_chance(known):
+    """What stays is at most .8 of the way from chance to the positive; a positive below chance lets nothing above it."""
+    # 0.25 + 0.8 * (0.75 - 0.25) = 0.65; in the second row the positive, -0.25, is below chance, 0.
+    found = candidates(known, chance=torch.tensor([0.25, 0.0]))
+    assert kept(filters.keeps_centered_margin(found, 0.2)) == [[2, 3, 4, 5], [2, 3, 4, 5]]
+    # A margin of half, and an edge that is kept: 0.25 + 0.5 * 0.5 = 0.5.
+    assert kept(filters.keeps_centered_margin(found, 0.5))[0] == [2, 3, 4, 5]
+    assert kept(filters.keeps_centered_margin(found, 0.51))[0] == [3, 4]
+    # With nothing to leave, all up to the positive itself.
+    assert kept(filters.keeps_centered_margin(found, 0.0))[0] == [1, 2, 3, 4, 5]
+
+
+def test_a_centered_closeness_is_a_share_of_the_positive_above_chance(known):
+    """At most .7 of (0.75 - 0.25) = 0.35 above chance; a positive below chance has no share to give."""
+    closeness = torch.tensor([[0.5, 0.36, 0.35, 0.1, 0.0, -0.2], [0.01, 0.0, -0.1, 0.5, 0.2, 0.0]])
+    found = candidates(known, chance=torch.tensor([0.25, 0.0]), positive_closeness=closeness)
+    assert kept(filters.keeps_centered_closeness(found, 0.7)) == [[2, 3, 4, 5], [1, 2, 5]]
+    assert kept(filters.keeps_centered_closeness(found, 0.72))[0] == [1, 2, 3, 4, 5]
+
+
+def test_every_bounded_rule_reads_its_own_field(known):
+    """Each field alone puts one rule in force, with the field's own value."""
+    for name, value in (
+        ("max_score", 0.5),
+        ("min_score", 0.25),
+        ("absolute_margin", 0.1),
+        ("max_positive_similarity", 0.7),
+    ):
+        found = masks(known, **{name: value})
+        assert set(found) == {"anchor", "positive", name}
+        assert not bool(found[name].all())
+
+
+def test_a_tally_counts_more_rules_than_a_byte_holds(known):
+    """What two hundred rules remove is removed by many, and by none alone."""
+    tally, found = Tally(), candidates(known)
+    removes_all = torch.zeros(found.corpus_ids.shape, dtype=torch.bool)
+    tally.count(found, {str(number): removes_all for number in range(200)}, removes_all, torch.tensor([True, True]))
+    assert tally.num_candidates == 11 and tally.num_kept == 0
+    assert set(tally.removed.values()) == {11} and set(tally.removed_alone.values()) == {0}
