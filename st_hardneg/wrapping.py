@@ -31,6 +31,8 @@ from st_hardneg.sources.synthetic import checked_synthetic
 
 logger = logging.getLogger(__name__)
 
+# Positives that the corpus lacks, as a share of all, that are worth a warning.
+_MANY_MISSING = 0.01
 _LOOKS_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_\d+)?", re.IGNORECASE)
 
 
@@ -195,6 +197,12 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
             f'The given negatives in {wasted} are not used. Use them with `sources={{"dense": 2, "given": 1}}`, for '
             "example (columns of texts called 'negative' or 'negative_1', 'negative_2' …), or remove the columns."
         )
+    if rows.looks_swapped:
+        logger.warning(
+            f"The columns {rows.anchor_name!r} and {rows.positive_name!r} are taken as anchor and positive by their "
+            f"place, so that negatives are mined for {rows.anchor_name!r}. If it should be the other way round, pass "
+            f"`anchor_column_name={rows.positive_name!r}`."
+        )
     if rows.is_by_place and (others := [name for name in rows.unused_texts if name not in wasted]):
         logger.warning(
             f"The columns {rows.anchor_name!r} and {rows.positive_name!r} are taken as anchor and positive by their "
@@ -212,7 +220,7 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
             "meant, as for SimCSE."
         )
     missing = wrapped.num_positives - wrapped.num_found
-    if corpus.num_given and 2 * missing > wrapped.num_positives:
+    if corpus.num_given and missing > _MANY_MISSING * wrapped.num_positives:
         logger.warning(
             f"{missing:,} of {wrapped.num_positives:,} positives are not in the corpus, in "
             "whatever case, spacing or Unicode form, or with a title. If the corpus holds them in another form, they "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,12 @@ from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_colu
 
 ID_COLUMNS = ("_id", "id", "corpus-id", "corpus_id", "docid")
 """Names of columns that hold a corpus's own ids."""
+
+# What people put between title and text; a line break counts as a space.
+_TITLE_SEPARATORS = (" ", ". ", ": ", " - ", " | ", " [SEP] ", "[SEP]", "; ", ", ")
+_BETWEEN = re.compile(r"\W+")
+_LONGEST_SEPARATOR = 6
+_FIRST_WORD = re.compile(r"\w+")
 
 Predicate = Callable[[dict[str, Any]], bool]
 """Tells of a row of a corpus, as a dictionary of its columns, whether it belongs."""
@@ -47,6 +54,35 @@ class GivenCorpus:
                 yield from (
                     (title.strip() if title else "", text) for title, text in zip(some_titles, some_texts, strict=True)
                 )
+
+
+def other_forms(title: str, text: str, missing: set[str]) -> list[str]:
+    """Return other forms in which a right answer may hold a document: with its title in front, or without it.
+
+    Positives are often made of title and text; and where queries are documents themselves, they are bodies.
+
+    Args:
+        title: The document's title, stripped.
+        text: Its text.
+        missing: The first words of positives that the corpus lacks: only a document whose title begins with one of them
+            can be meant with its title in front, and to look each form up takes time.
+    """
+    if not title:
+        return []
+    forms = [f"{title}{text}"] if missing else []
+    if missing and first_word(title) in missing:
+        forms += [f"{title}{separator}{text}" for separator in _TITLE_SEPARATORS]
+    rest = text[len(title) :] if text.startswith(title) else ""
+    if between := _BETWEEN.match(rest):
+        # Whatever stands between, such as a dash; the body may begin with a quotation mark of its own.
+        forms = [rest[stop:].strip() for stop in range(1, min(between.end(), _LONGEST_SEPARATOR) + 1)]
+    return [form for form in dict.fromkeys(forms) if form]
+
+
+def first_word(text: str) -> str:
+    """Return the first word of a text, in lower case."""
+    found = _FIRST_WORD.search(text)
+    return found.group().casefold() if found else ""
 
 
 def given_corpus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,16 +11,18 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from st_hardneg.corpus.given import GivenCorpus, Predicate, given_corpus, rows_where
+from st_hardneg.corpus.given import (
+    GivenCorpus,
+    Predicate,
+    first_word,
+    given_corpus,
+    other_forms,
+    rows_where,
+)
 from st_hardneg.corpus.identity import IDENTITIES, draw_key, text_digest
 from st_hardneg.corpus.texts import Ids, TextColumn
 
 _NONE: Ids = np.arange(0, dtype=np.int64)
-# What people put between title and text; a line break counts as a space.
-_TITLE_SEPARATORS = (" ", ". ", ": ", " - ")
-_BETWEEN = re.compile(r"\W+")
-_LONGEST_SEPARATOR = 6
-
 TextWriter = Callable[[list[str]], Sequence[Sequence[str]]]
 """Writes texts that are wrong answers: for each positive, none or several."""
 
@@ -221,9 +222,10 @@ class _Numbering:
             before = before.followed_by(texts)
         return before, numbers
 
-    def lacks_some(self, texts: TextColumn) -> bool:
-        """Tell whether some of these texts have no number yet."""
-        return any(text_digest(text) not in self.id_of_text for some in texts.batches() for text in some)
+    def first_words_of_missing(self, texts: TextColumn) -> set[str]:
+        """Return the first words of those of these texts that have no number yet."""
+        missing = (text for some in texts.batches() for text in some if text_digest(text) not in self.id_of_text)
+        return {first_word(text) for text in missing}
 
     def place(self, texts: TextColumn, *, skips_blank: bool = False) -> tuple[Ids, list[str]]:
         """Return the number of every text, -1 for None and for blank ones if wanted, and those that had none before."""
@@ -242,24 +244,15 @@ class _Numbering:
             missing.append(text)
         return corpus_id
 
-    def know_titles(self, given: GivenCorpus, *, joined: bool) -> None:
+    def know_titles(self, given: GivenCorpus, missing: set[str]) -> None:
         """Let a document with its title in front, and its body without it, count as that document.
-
-        Positives are often made of title and text; and where queries are documents themselves, they are bodies.
 
         Args:
             given: The corpus.
-            joined: Whether forms with the title in front are wanted; they cost four digests a document.
+            missing: The first words of positives that the corpus lacks.
         """
         for corpus_id, (title, text) in enumerate(given.titles_and_texts()):
-            if not title:
-                continue
-            forms = [f"{title}{separator}{text}" for separator in _TITLE_SEPARATORS] if joined else []
-            rest = text[len(title) :] if text.startswith(title) else ""
-            if between := _BETWEEN.match(rest):
-                # Whatever stands between, such as a dash; the body may begin with a quotation mark of its own.
-                forms = [rest[stop:].strip() for stop in range(1, min(between.end(), _LONGEST_SEPARATOR) + 1)]
-            for form in filter(None, dict.fromkeys(forms)):
+            for form in other_forms(title, text, missing):
                 self.first_with_key.setdefault(self.key_of(form), self.identities[corpus_id])
 
 
@@ -295,7 +288,7 @@ def number_texts(
     texts = TextColumn.of([])
     if given is not None:
         texts, _ = numbering.append(given.texts, "corpus", texts, blocks)
-        numbering.know_titles(given, joined=numbering.lacks_some(positives))
+        numbering.know_titles(given, numbering.first_words_of_missing(positives))
     num_given = len(numbering.identities)
     row_positive, texts = _placed(numbering, positives, "positive", texts, blocks)
     num_merged = len(numbering.unique_texts) - len(set(numbering.identities))

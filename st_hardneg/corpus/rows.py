@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column
 
@@ -19,8 +19,19 @@ _MAX_WEIGHT = 1e6
 # Names that outputs, labels and the trainer use themselves.
 _RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
 _LABELS = ("label", "labels", "is_duplicate", "is_relevant", "gold_label", "target")
-_GRADES = ("score", "scores", "relevance", "grade")
-_WORDS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+_GRADES = ("score", "scores", "relevance", "relevance_score", "grade", "rating", "similarity", "similarity_score")
+_RIGHT = ("1", "1.0", "true", "yes", "duplicate", "paraphrase", "entailment", "relevant", "equivalent", "positive")
+_WRONG = ("0", "0.0", "false", "no", "contradiction", "irrelevant", "different", "negative")
+_WORDS = {
+    **dict.fromkeys(_RIGHT, 1.0),
+    **dict.fromkeys(_WRONG, 0.0),
+    **{f"{no}{word}": 0.0 for no in ("not ", "not_", "not-", "non-", "non_") for word in _RIGHT},
+}
+_ASKS = re.compile(r"(query|question|anchor|claim|q|search|title|prompt|instruction)(_?text)?s?", re.IGNORECASE)
+_ANSWERS = re.compile(
+    r"(answer|passage|document|doc|context|positive|response|abstract|body|paragraph|article|content)(_?text)?s?",
+    re.IGNORECASE,
+)
 _NEGATIVE = re.compile(r"negative(_\d+)?")
 _ID_NAME = re.compile(
     r"(_?id|idx|index|[qp]id|docid|docno|ur[il]|lang|language|split|.*[_-](id|idx|url))", re.IGNORECASE
@@ -60,6 +71,12 @@ class Rows:
         """Columns of texts that are not used, and might have been meant."""
         columns = ((name, getattr(self.dataset.features[name], "dtype", None)) for name in self.unused)
         return [name for name, kind in columns if kind in TEXT_TYPES and not _ID_NAME.fullmatch(name)]
+
+    @property
+    def looks_swapped(self) -> bool:
+        """Whether the names of columns that were taken by their place read as if answers came first."""
+        is_swapped = _ANSWERS.fullmatch(self.anchor_name) and _ASKS.fullmatch(self.positive_name)
+        return self.is_by_place and is_swapped is not None
 
     @property
     def anchors(self) -> TextColumn:
@@ -226,6 +243,13 @@ def _right_rows(dataset: Dataset, *, use_given: bool) -> tuple[str | None, np.nd
                 f"right answers. Filter them: `dataset.filter(lambda row: row[{name!r}] in (0, 1))`, for example."
             )
         is_right: np.ndarray = values > 0
+        if name in _GRADES and bool((values != np.rint(values)).any()):
+            other = values[values != np.rint(values)][0]
+            raise ValueError(
+                f"The column {name!r} holds fractions, such as {other:g}: how similar two texts are, not which rows are "
+                "right answers. Keep the rows that are similar enough, and remove the column: "
+                f"`dataset.filter(lambda row: row[{name!r}] >= ...).remove_columns({name!r})`."
+            )
         if name in _LABELS and bool((is_right & (values != 1)).any()):
             other = values[is_right & (values != 1)][0]
             raise ValueError(
@@ -252,11 +276,34 @@ def _numbers(dataset: Dataset, name: str) -> np.ndarray | None:
     if name not in dataset.column_names:
         return None
     kind = dataset.with_format(None).data.column(name).type
+    if isinstance(dataset.features[name], ClassLabel):
+        return _numbers_of_classes(dataset, name)
     if getattr(dataset.features[name], "dtype", None) in TEXT_TYPES:
         return _numbers_in_words(dataset, name)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         return None
     return np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
+
+
+def _numbers_of_classes(dataset: Dataset, name: str) -> np.ndarray:
+    """Return labels of named classes as float64: which of them is right says the name, and not the number.
+
+    Raises:
+        ValueError: If the names do not say it.
+    """
+    classes = [str(one).strip().lower() for one in dataset.features[name].names]
+    numbers = np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
+    present = {int(number) for number in np.unique(numbers[numbers >= 0])}
+    if unknown := [dataset.features[name].names[number] for number in sorted(present) if classes[number] not in _WORDS]:
+        raise ValueError(
+            f"The column {name!r} has classes of which it is not known whether they mean a right answer, such as "
+            f"{unknown[0]!r}. Keep the right rows and remove the column: "
+            f"`dataset.filter(lambda row: row[{name!r}] == ...).remove_columns({name!r})`."
+        )
+    values = np.full(len(numbers), np.nan)
+    for number in present:
+        values[numbers == number] = _WORDS[classes[number]]
+    return values
 
 
 def _numbers_in_words(dataset: Dataset, name: str) -> np.ndarray | None:

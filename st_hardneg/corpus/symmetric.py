@@ -10,12 +10,14 @@ from scipy.sparse.csgraph import connected_components
 
 from st_hardneg.corpus.texts import Ids
 
-# Pairs count as symmetric if at least this share of the queries is a positive of another one.
+# All pairs count as symmetric if at least this share of the queries is a positive of another one; below it, only what
+# hangs together with such a query does.
 _SYMMETRIC_SHARE = 0.1
 # A cluster of more than this share of all texts would leave hardly any negatives: pairs that link everything are no
 # paraphrases.
 _LARGEST_SHARE = 0.2
 _LARGEST_ALWAYS = 100
+_LARGEST_OF_FEW = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +51,14 @@ def cluster_pairs(
         group_identity: int64 of shape ``(num_groups,)``: the identity of each group's own text in the corpus, or -1.
         query_group: int64 of shape ``(num_queries,)``.
         identities: int64 of shape ``(num_corpus,)``.
-        symmetric: Whether they are; None finds out: many queries are positives themselves, and no cluster holds a large
-            part of all texts.
+        symmetric: Whether they are; None finds out: queries are positives themselves, and no cluster holds a large part
+            of all texts.
     """
     if symmetric is False:
         return None
     positive = identities[row_positive]
-    if symmetric is None and np.isin(group_identity, positive).mean() < _SYMMETRIC_SHARE:
+    is_both = np.isin(group_identity, positive)
+    if symmetric is None and not is_both.any():
         return None
     num_texts, num_groups = len(identities), len(group_identity)
     # A group whose text is in the corpus is the node of that text; the others have nodes of their own behind the texts.
@@ -63,12 +66,21 @@ def cluster_pairs(
     edges = (node[row_group], positive)
     size = num_texts + num_groups
     _, component = connected_components(coo_matrix((np.ones(len(positive), bool), edges), shape=(size, size)))
-    counts = np.bincount(component[np.unique(np.concatenate(edges))])
-    largest = int(counts.max(initial=0))
-    if symmetric is None and largest > max(_LARGEST_ALWAYS, _LARGEST_SHARE * len(np.unique(np.concatenate(edges)))):
+    counts = np.bincount(component[np.unique(np.concatenate(edges))], minlength=int(component.max(initial=0)) + 1)
+    counts_too = np.ones(len(counts), dtype=bool)
+    if symmetric is None:
+        num_nodes = int(counts.sum())
+        most = min(max(_LARGEST_ALWAYS, _LARGEST_SHARE * num_nodes), _LARGEST_OF_FEW * num_nodes)
+        if is_both.mean() < _SYMMETRIC_SHARE:
+            counts_too = np.isin(np.arange(len(counts)), component[node[is_both]]) & (counts <= most)
+        elif int(counts.max(initial=0)) > most:
+            return None
+    if not counts_too.any():
         return None
     of_texts = component[identities].astype(np.int64)
     is_paired = np.zeros(size, dtype=bool)
     is_paired[np.concatenate(edges)] = True
-    of_texts[~is_paired[identities]] = -1
-    return Clusters(component[node[query_group]].astype(np.int64), of_texts, largest)
+    of_texts[~is_paired[identities] | ~counts_too[of_texts]] = -1
+    # A query outside of them is in a cluster by itself, which no text is in.
+    of_queries = component[node[query_group]].astype(np.int64)
+    return Clusters(of_queries, of_texts, int(counts[counts_too].max(initial=0)))

@@ -27,6 +27,20 @@ def test_a_positive_with_its_title_is_found_in_a_corpus_with_titles(bag_of_words
     assert not {"w21 w22"} & set(found.to_dataset().select([1])["negative"][:])
 
 
+@pytest.mark.parametrize("separator", [" | ", " [SEP] ", "[SEP]", "\n", "", "; ", ", ", ": "])
+def test_titles_are_joined_to_texts_in_many_ways(bag_of_words, separator):
+    corpus = Dataset.from_dict({"title": ["On W1", "On w2", "w3"], "text": ["w11 w12", "w21 w22", "w31 w32"]})
+    joined = [f"{title}{separator}{text}" for title, text in zip(corpus["title"][:], corpus["text"][:], strict=True)]
+    pairs = Dataset.from_dict({"anchor": ["w1 w11", "w2 w21", "w3"], "positive": joined})
+    assert "3 of 3 positives found in the corpus" in repr(HardNegativeDataset(pairs, corpus, num_negatives=1))
+
+
+def test_some_positives_that_the_corpus_lacks_are_worth_a_word(caplog):
+    pairs = Dataset.from_dict({"anchor": [f"a {i}" for i in range(20)], "positive": [f"b {i}" for i in range(20)]})
+    HardNegativeDataset(pairs, [f"b {i}" for i in range(19)])
+    assert "1 of 20 positives are not in the corpus" in caplog.text
+
+
 @pytest.mark.parametrize("separator", [" ", ". ", ": ", " - ", "\n", " | ", " — ", "\n\n"])
 def test_the_body_of_a_text_that_begins_with_its_title_is_that_text(bag_of_words, separator):
     """The corpus has the title in its texts already, and the positives, or the queries, are bodies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from sentence_transformers.util.dataset import resolve_ids
 
 from st_hardneg import HardNegativeDataset, MiningConfig
@@ -179,3 +179,61 @@ def test_rows_whose_positive_is_the_anchor_are_counted(bag_of_words, caplog):
     caplog.clear()
     HardNegativeDataset(pairs.select([2]), ["w7 w8"])
     assert "the anchor itself" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["score", "similarity", "similarity_score", "rating"])
+def test_how_similar_two_sentences_are_is_no_label(name):
+    """STS: a similarity of .04 makes no right answer."""
+    rows = Dataset.from_dict({"sentence1": ["a b", "c d"], "sentence2": ["e f", "g h"], name: [0.96, 0.04]})
+    with pytest.raises(ValueError, match=f"The column '{name}' holds fractions, such as 0.96"):
+        HardNegativeDataset(rows)
+    HardNegativeDataset(rows.remove_columns(name))
+
+
+def test_grades_of_whole_numbers_are_grades():
+    rows = Dataset.from_dict({"anchor": ["a b", "c d"], "positive": ["e f", "g h"], "score": [3.0, 1.0]})
+    assert len(HardNegativeDataset(rows)) == 2
+
+
+def labelled(classes: list[str], labels: list[int]) -> Dataset:
+    columns = {"anchor": ["a b", "c d"], "positive": ["e f", "g h"], "label": labels}
+    return Dataset.from_dict(columns).cast_column("label", ClassLabel(names=classes))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "right"),
+    [
+        (["entailment", "not_entailment"], [0, 1], "e f"),  # QNLI: 0 is right
+        (["not_equivalent", "equivalent"], [0, 1], "g h"),  # MRPC
+        (["Duplicate", "Non-duplicate"], [0, 1], "e f"),
+        (["0", "1"], [1, 0], "e f"),
+    ],
+)
+def test_the_name_of_a_class_says_what_is_right(classes, labels, right):
+    rows = labelled(classes, labels)
+    with pytest.raises(ValueError, match="labels 1 of 2 rows as wrong answers"):
+        HardNegativeDataset(rows)
+    found = HardNegativeDataset(rows, num_negatives=2, sources={"dense": 1, "given": 1})
+    assert next(iter(found.known_pairs()))[1] == right and len(found) == 1
+
+
+def test_a_class_of_which_nobody_knows_what_it_means_is_refused():
+    with pytest.raises(ValueError, match="not known whether they mean a right answer, such as 'neutral'"):
+        HardNegativeDataset(labelled(["entailment", "neutral", "contradiction"], [0, 1]))
+    # A class that no row has does no harm.
+    assert len(HardNegativeDataset(labelled(["entailment", "neutral", "contradiction"], [0, 0]))) == 2
+
+
+def test_labels_in_words():
+    rows = Dataset.from_dict({"anchor": ["a b", "c d"], "positive": ["e f", "g h"], "label": ["entailment"] * 2})
+    assert len(HardNegativeDataset(rows)) == 2
+
+
+def test_answers_before_questions_are_pointed_out(caplog):
+    rows = Dataset.from_dict({"answer": ["a b", "c d"], "query": ["e f", "g h"]})
+    HardNegativeDataset(rows)
+    assert "pass `anchor_column_name='query'`" in caplog.text
+    caplog.clear()
+    HardNegativeDataset(rows, anchor_column_name="query", positive_column_name="answer")
+    HardNegativeDataset(rows.rename_columns({"answer": "question", "query": "answer"}))
+    assert "the other way round" not in caplog.text

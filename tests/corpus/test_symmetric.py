@@ -50,3 +50,29 @@ def test_the_other_side_of_a_pair_is_no_negative(bag_of_words):
 
 def test_questions_and_answers_are_not_taken_for_duplicates(bag_of_words, word_pairs):
     assert "symmetric" not in repr(HardNegativeDataset(word_pairs))
+
+
+def test_a_few_duplicates_among_questions_and_answers_are_seen(bag_of_words):
+    """One pair of twenty is a duplicate of a duplicate; the answers that two questions share hang nothing together."""
+    a, b, c, _ = SAME
+    answers = [(f"w{10 + i} w{11 + i}", f"w{40 + i} w{41 + i}") for i in range(30)]
+    shared = [(answers[0][0], answers[1][1])]
+    rows = [(a, b), (b, c), *answers, *shared]
+    pairs = Dataset.from_dict({"anchor": [x for x, _ in rows], "positive": [y for _, y in rows]})
+    found = HardNegativeDataset(pairs, config=MiningConfig(num_negatives=3))
+    assert "symmetric pairs, up to 3 texts hang together" in repr(found)
+    found.mine(bag_of_words, show_progress_bar=False)
+    for row in found.to_dataset("triplet"):
+        assert (row["anchor"], row["negative"]) not in {(a, c), (b, a), (b, c)}
+    # (q0, d0), (q0, d1) and (q1, d1): d0 is not right for q1, by whatever way.
+    clusters = found.known_positives.text_clusters
+    assert sorted(clusters[clusters >= 0].tolist()) == [clusters[clusters >= 0][0].item()] * 2
+
+
+def test_pairs_that_all_hang_together_still_have_negatives(bag_of_words):
+    """A chain of ten: no text would be left, so that only the two sides of each pair are kept from each other."""
+    texts = [f"w{i} w{i + 1}" for i in range(10)]
+    pairs = Dataset.from_dict({"anchor": texts[:-1], "positive": texts[1:]})
+    found = mined(pairs, model=bag_of_words)
+    assert "symmetric" not in repr(found)
+    assert found.report.num_slots == 9 and found.report.num_missing == 0
