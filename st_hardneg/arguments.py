@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from st_hardneg.config import MiningConfig, explain_unknown_field
-from st_hardneg.errors import require_extra
+from st_hardneg.errors import check_takes, require_extra
 from st_hardneg.mining.filters import RULES, ExtraFilter
 from st_hardneg.mining.task import Guide
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
@@ -131,7 +131,7 @@ def named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
     """Return a caller's filters by name: one callable, a sequence of them, or a mapping.
 
     Raises:
-        TypeError: If one of them cannot be called.
+        TypeError: If one of them cannot be called with candidates and corpus.
         ValueError: If one has the name of a rule of this package.
     """
     if extra_filters is None:
@@ -157,6 +157,7 @@ def named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:
                 f"Expected a name for an extra filter that no rule of this package has, got {name!r}. Rename the "
                 "function, or pass a mapping: `extra_filters={'my_rule': function}`."
             )
+        check_takes(extra_filter, f"the extra filter {name!r}", "candidates", "corpus")
         number = 1
         while name in named:
             number += 1

@@ -138,6 +138,13 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         state = "not mined yet" if self.live.mining is None else f"mined {self.live.num_minings}x"
         return f"HardNegativeDataset({self._wrapped}, {state})"
 
+    def __getitem__(self, row: Any) -> Any:
+        # Iterating ends here, too.
+        raise TypeError(
+            "A HardNegativeDataset has no rows to be read by itself. Read `hard_negatives.as_dataset()`, which shows the "
+            "negatives of now, or take a copy with `.to_dataset()`."
+        )
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(Dataset, name):
             raise AttributeError(

@@ -8,7 +8,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 
 class HardNegativeError(Exception):
@@ -25,6 +29,44 @@ class MissingExtraError(HardNegativeError, ImportError):
 
 class MiningError(HardNegativeError, RuntimeError):
     """A mining run could not be completed; the negatives are what they were before it."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say whose code has failed, where code of the caller's is called; its own traceback stays below.
+
+    Args:
+        what: Whose it is, such as ``"the source 'mine'"``.
+
+    Raises:
+        MiningError: If it raises anything that is not an error of this package.
+    """
+    try:
+        yield
+    except HardNegativeError:
+        raise
+    except Exception as error:
+        raise MiningError(
+            f"{what[0].upper()}{what[1:]} raised {type(error).__name__}: {error}. The earlier negatives are unchanged."
+        ) from error
+
+
+def check_takes(function: Callable[..., Any], what: str, *names: str) -> None:
+    """Raise unless a callable of the caller's takes these arguments, by place.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a function of a C library, which does not say
+    try:
+        signature.bind(*names)
+    except TypeError:
+        raise TypeError(
+            f"Expected {what} to take the arguments ({', '.join(names)}), got `{signature}`. Change what it takes."
+        ) from None
 
 
 def require_extra(module: str, extra: str, wanted_by: str) -> None:

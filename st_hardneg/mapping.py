@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, List, Value
+from torch import nn
 
 from st_hardneg.arguments import checked_config, searcher_maker
 from st_hardneg.candidates import Mining
@@ -21,8 +22,8 @@ from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.rows import read_rows
 from st_hardneg.corpus.texts import TextColumn
 from st_hardneg.dataset import HardNegativeDataset
-from st_hardneg.encoders import Encodings, encoder_for
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.encoders import DenseEncoder, Encodings, encoder_for
+from st_hardneg.encoders.fingerprint import PROBES, recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.vectors import stacked
 from st_hardneg.hosts import pklregister, weights_versions
 from st_hardneg.mining.engine import mine
@@ -108,6 +109,7 @@ class HardNegativeMiner:
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
         self._versions = weights_versions(model)
+        self._probes = self._probe_vectors()
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
         self._model_fingerprint = self._encoder.fingerprint(texts)
@@ -227,11 +229,7 @@ class HardNegativeMiner:
             MiningError: If a query has too few negatives and ``shortfall="error"``.
             ValueError: If the batch lacks a column, has empty texts, or has a column of one of our names.
         """
-        if self._versions != weights_versions(self.model):
-            raise ValueError(
-                "The model was trained after this miner was made, so that its vectors of the corpus are out of date. Make "
-                "a new HardNegativeMiner."
-            )
+        self._refuse_other_weights()
         ours = [*self.negative_names]
         ours += ["scores"] if self.output_scores else []
         if clash := sorted(set(ours) & set(batch)):
@@ -292,9 +290,34 @@ class HardNegativeMiner:
             columns["scores"] = torch.cat([positive, negatives.similarities], dim=1).tolist()
         return columns
 
+    def _probe_vectors(self) -> torch.Tensor | None:
+        if not isinstance(self.model, nn.Module) or not isinstance(self._encoder, DenseEncoder):
+            return None
+        return self._encoder.queries(PROBES).cpu()
+
+    def _refuse_other_weights(self) -> None:
+        """Raise if the model makes other vectors now. A weight written through ``.data`` has no new version."""
+        is_other = self._versions != weights_versions(self.model)
+        if self._probes is not None and not is_other:
+            now = self._probe_vectors()
+            # Another device or number of threads rounds otherwise.
+            is_other = now is None or not torch.allclose(now, self._probes, rtol=1e-3, atol=1e-4)
+        if is_other:
+            raise ValueError(
+                "The model was trained after this miner was made, so that its vectors of the corpus are out of date. Make "
+                "a new HardNegativeMiner."
+            )
+
+    def __repr__(self) -> str:
+        columns = "" if self.anchor_column_name is None else f"{self.anchor_column_name!r} -> "
+        columns += "" if self.positive_column_name is None else f"{self.positive_column_name!r}, "
+        return (
+            f"HardNegativeMiner({columns}{len(self._numbered.corpus.searched):,} texts to search, "
+            f"{self.config.num_negatives} negatives each)"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        if self._versions != weights_versions(self.model):
-            raise ValueError("The model was trained after this miner was made. Make a new HardNegativeMiner.")
+        self._refuse_other_weights()
         # Another process indexes anew: not every index can be pickled.
         kept = {name: value for name, value in self._kept.items() if name not in ("searcher", "lexical")}
         return {**self.__dict__, "_kept": kept}

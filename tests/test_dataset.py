@@ -281,6 +281,13 @@ def test_reading_before_mining_is_an_error(word_pairs):
             read()
 
 
+def test_rows_are_read_from_views(mined):
+    """Not from the wrapper, which is no sequence."""
+    for read in (lambda: mined[0], lambda: mined["anchor"], lambda: list(mined), lambda: next(iter(mined))):
+        with pytest.raises(TypeError, match=r"has no rows to be read by itself. Read `hard_negatives.as_dataset\(\)`"):
+            read()
+
+
 def test_a_missing_extra_is_named(word_pairs, monkeypatch):
     """Without FAISS, asking for it says what to install, before anything is computed."""
     from st_hardneg import MissingExtraError, errors
@@ -395,6 +402,11 @@ def test_incomplete_rows_are_counted_and_left_out(protractor):
         ({"cross_encoder": "x"}, TypeError, "Expected `cross_encoder` to be a CrossEncoder, got str"),
         ({"anchor_column_name": 3}, TypeError, "Expected `anchor_column_name` to be a string, got int"),
         ({"config": {"num_negatives": 2}}, TypeError, "Expected `config` to be a MiningConfig, got dict"),
+        (
+            {"extra_filters": {"mine": lambda candidates: None}},
+            TypeError,
+            r"Expected the extra filter 'mine' to take the arguments \(candidates, corpus\), got `\(candidates\)`",
+        ),
         ({"corpus": ["a", "b\ud800"]}, ValueError, "got a lone surrogate at position 1"),
     ],
 )

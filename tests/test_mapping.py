@@ -118,6 +118,26 @@ def test_a_model_that_is_trained_on_is_refused(bag_of_words, word_pairs):
         pickle.dumps(miner)
 
 
+def test_weights_that_are_written_behind_torch_s_back_are_seen(bag_of_words, word_pairs):
+    """An average of weights is copied through `.data`, which counts no version."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1))
+    before = miner(word_pairs[:3])
+    weight = bag_of_words[0].embedding.weight
+    weight.data.mul_(1.0)
+    assert miner(word_pairs[:3]) == before
+    weight.data.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
+    with pytest.raises(ValueError, match="The model was trained after this miner was made"):
+        miner(word_pairs[:3])
+
+
+def test_a_miner_says_what_it_is(bag_of_words, word_pairs):
+    """Columns, texts and number, where they are known."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, num_negatives=2)
+    assert repr(miner) == "HardNegativeMiner(60 texts to search, 2 negatives each)"
+    miner = HardNegativeMiner(bag_of_words, CORPUS, num_negatives=2, positives=word_pairs)
+    assert repr(miner) == "HardNegativeMiner('anchor' -> 'positive', 108 texts to search, 2 negatives each)"
+
+
 @pytest.mark.parametrize("name", ["negative_1", "scores"])
 def test_columns_of_the_users_are_not_overwritten(bag_of_words, word_pairs, name):
     """A column of a name that the miner adds is refused."""

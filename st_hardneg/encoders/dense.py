@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from st_hardneg.encoders.fingerprint import (
     vectors_fingerprint,
     weights_fingerprint,
 )
+from st_hardneg.encoders.vectors import stacked
 from st_hardneg.errors import MiningError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class DenseEncoder:
 
     Raises:
         TypeError: If the model cannot encode queries and documents.
-        ValueError: If it cannot be searched by its similarity.
+        ValueError: If it cannot be searched by its similarity, or has no prompt of a name that is asked for.
     """
 
     def __init__(
@@ -100,19 +101,26 @@ class DenseEncoder:
         self.model = model
         self.encodings = encodings
         self.similarity = similarity_name(model)
+        _check_prompt_names(model, encodings)
         self.pairwise = pairwise or SimilarityFunction.to_similarity_pairwise_fn(self.similarity)
         self.score_function = score_function
 
     def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
         """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
-        return encode(self.model, texts, self.encodings.queries, show_progress_bar=show_progress_bar)
+        if not texts:
+            return encode(self.model, texts, self.encodings.queries)
+        return stacked(self._shards(texts, self.encodings.queries, "Encoding queries", show_progress_bar), len(texts))
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
-        """Yield the vectors of corpus texts in shards, float32 of shape ``(at most 4,096, dim)`` each."""
-        encoding = self.encodings.corpus
+        """Return the vectors of corpus texts in shards, float32 of shape ``(at most 4,096, dim)`` each."""
+        return self._shards(texts, self.encodings.corpus, "Encoding texts", show_progress_bar)
+
+    def _shards(
+        self, texts: Sequence[str], encoding: Encoding, title: str, show_progress_bar: bool
+    ) -> Iterator[Tensor]:
         # A pool shares out what it is given at once.
         size = len(texts) if encoding.pool is not None else _SHARD
-        with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=not show_progress_bar) as progress:
+        with tqdm(total=len(texts), desc=title, unit="text", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), max(1, size)):
                 some = texts[start : start + size]
                 yield encode(self.model, some, encoding)
@@ -130,6 +138,18 @@ class DenseEncoder:
         recipe = [(one.task, one.prompt_name, one.prompt, one.normalize_embeddings) for one in both]
         vectors = [encode(self.model, [*PROBES, *probes[:MAX_PROBES]], one) for one in both]
         return recipe_fingerprint(weights_fingerprint(self.model), recipe, *map(vectors_fingerprint, vectors))
+
+
+def _check_prompt_names(model: Any, encodings: Encodings) -> None:
+    prompts = getattr(model, "prompts", None)
+    if not isinstance(prompts, Mapping):
+        return
+    for kind, encoding in (("query", encodings.queries), ("corpus", encodings.corpus)):
+        if encoding.prompt is None and encoding.prompt_name is not None and encoding.prompt_name not in prompts:
+            raise ValueError(
+                f"Expected `{kind}_prompt_name` to be one of the model's prompts, {sorted(prompts)}, got "
+                f"{encoding.prompt_name!r}. Give the text itself as `{kind}_prompt`, or add it to `model.prompts`."
+            )
 
 
 def similarity_name(model: Any) -> str:

@@ -20,6 +20,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
+from st_hardneg.errors import naming
 from st_hardneg.strategies import Adaptive
 
 ExtraFilter = Callable[[Candidates, Corpus], Tensor]
@@ -314,6 +315,7 @@ def keep_masks(facts: Facts, extra_filters: Mapping[str, ExtraFilter] | None = N
 
     Raises:
         ValueError: If one of ``extra_filters`` returns something else than such a tensor.
+        MiningError: If one of them raises.
     """
     candidates = facts.candidates
     is_written = torch.isin(candidates.sources, _WRITTEN)
@@ -324,7 +326,9 @@ def keep_masks(facts: Facts, extra_filters: Mapping[str, ExtraFilter] | None = N
             masks[name] = mask | is_written if rule.guards else mask
     for name, extra_filter in (extra_filters or {}).items():
         assert name not in masks, f"two rules are named {name!r}"
-        masks[name] = _checked(name, extra_filter(candidates, facts.corpus), candidates)
+        with naming(f"the extra filter {name!r}"):
+            mask = extra_filter(candidates, facts.corpus)
+        masks[name] = _checked(name, mask, candidates)
     return masks
 
 

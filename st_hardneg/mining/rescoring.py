@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from st_hardneg.errors import MiningError
+from st_hardneg.errors import MiningError, naming
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -35,9 +35,10 @@ def cross_encoder_scores(
     if not pairs:
         return torch.empty(0)
     arguments = {} if pool is None else {"pool": pool}
-    scores = cross_encoder.predict(
-        list(pairs), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False, **arguments
-    )
+    with naming("the cross encoder's `predict`"):
+        scores = cross_encoder.predict(
+            list(pairs), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False, **arguments
+        )
     if scores is None:
         raise MiningError("Expected the cross encoder's `predict` to return scores, got None.")
     scores = torch.as_tensor(scores).float().cpu()

@@ -19,11 +19,11 @@ from st_hardneg.corpus.numbering import Additions, Corpus, TextWriter
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.vectors import Vectors
-from st_hardneg.errors import require_extra
+from st_hardneg.errors import check_takes, naming, require_extra
 from st_hardneg.search import Searcher
 from st_hardneg.sources.dense import DenseSource, Space
 from st_hardneg.sources.lexical import LexicalIndex, LexicalSource
-from st_hardneg.sources.protocol import Plan, Proposal, Queries, Source, checked_proposal
+from st_hardneg.sources.protocol import Plan, Proposal, Queries, Source, checked_proposal, holds_other_numbers
 from st_hardneg.sources.uniform import RandomSource
 from st_hardneg.sources.values import Texts, Where, Written
 from st_hardneg.sources.written import GivenSource, WrittenSource
@@ -138,6 +138,8 @@ def _check_value(name: str, value: Any) -> None:
             f"Expected the source {name!r} to be a quota, a `Where`, `Texts` or `Written`, or an object with "
             f"`propose(queries, plan)`, got {type(value).__name__}."
         )
+    if isinstance(value, Source):
+        check_takes(value.propose, f"`propose` of the source {name!r}", "queries", "plan")
     if isinstance(value, Written) != (name == "synthetic"):
         raise ValueError(f"Written texts are the source 'synthetic', and only they are; got {name!r}. Rename it.")
     if name in _BUILDERS and not isinstance(value, Written):
@@ -310,10 +312,13 @@ class _Checked:
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return what the source proposes, as tensors."""
-        proposal = self.source.propose(queries, plan)
+        with naming(f"the source {self.name!r}"):
+            proposal = self.source.propose(queries, plan)
         if "row_of" not in self.kept:
             self.kept["row_of"] = self._rows_by_id()
-        found = checked_proposal(proposal, queries, self.corpus, self.name, self.kept["row_of"])
+            self.kept["holds other numbers"] = holds_other_numbers(self.corpus)
+        is_unclear = self.kept["holds other numbers"]
+        found = checked_proposal(proposal, queries, self.corpus, self.name, self.kept["row_of"], is_unclear=is_unclear)
         assert isinstance(found.ids, Tensor)
         return replace(found, ids=torch.where(found.ids >= 0, self.known_as[found.ids.clamp(min=0)], -1))
 

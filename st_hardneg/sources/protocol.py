@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -70,6 +71,7 @@ class Proposal:
         sources: int8 of shape ``(q, k)``: where each comes from, if not from one source.
         is_ranked: Whether the order means something, so that the rank window and the sampling strategy apply.
         keeps_order: Whether a cross encoder's scores leave the order as it is.
+        are_rows: Whether integers are certainly row numbers, should the corpus have integers of its own as ids.
     """
 
     ids: Tensor | Sequence[Sequence[int | str]]
@@ -78,6 +80,7 @@ class Proposal:
     sources: Tensor | None = None
     is_ranked: bool = True
     keeps_order: bool = False
+    are_rows: bool = False
 
 
 @runtime_checkable
@@ -96,7 +99,20 @@ class Source(Protocol):
         """
 
 
-def checked_proposal(proposal: Any, queries: Queries, corpus: Corpus, name: str, row_of: dict[str, int]) -> Proposal:
+def holds_other_numbers(corpus: Corpus) -> bool:
+    """Tell whether a corpus has integers as ids that are not its row numbers."""
+    if corpus.given is None or corpus.id_column is None:
+        return False
+    column = corpus.given.data.column(corpus.id_column)
+    if not pa.types.is_integer(column.type):
+        return False
+    ids = corpus.given.with_format("numpy")[corpus.id_column][:]
+    return not np.array_equal(ids, np.arange(len(ids)))
+
+
+def checked_proposal(
+    proposal: Any, queries: Queries, corpus: Corpus, name: str, row_of: dict[str, int], *, is_unclear: bool = False
+) -> Proposal:
     """Return a caller's proposal as tensors, each text once.
 
     Args:
@@ -105,17 +121,26 @@ def checked_proposal(proposal: Any, queries: Queries, corpus: Corpus, name: str,
         corpus: The corpus that ids count.
         name: The source's name, for errors.
         row_of: The corpus id of each of the corpus's own ids.
+        is_unclear: Whether integers could be these own ids as well as row numbers.
 
     Raises:
         TypeError: If it is no proposal.
-        ValueError: If it is for another number of queries, or names texts that are not there.
+        ValueError: If it is for another number of queries, names texts that are not there, or its integers are unclear.
     """
     if not isinstance(proposal, Proposal):
         proposal = Proposal(proposal)
     if isinstance(proposal.ids, Tensor):
         ids, scores = _rectangular(proposal, queries, name)
+        has_integers = True
     else:
         ids, scores = _from_lists(proposal, queries, name, row_of)
+        has_integers = any(not isinstance(one, str) for row in proposal.ids for one in row)
+    if is_unclear and has_integers and not proposal.are_rows:
+        raise ValueError(
+            f"The source {name!r} proposes integers, and the corpus has integers in its column {corpus.id_column!r} that "
+            "are not its row numbers. Propose these ids as strings, or say that row numbers are meant: "
+            "`Proposal(ids, are_rows=True)`."
+        )
     if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= len(corpus)):
         raise ValueError(
             f"Expected the source {name!r} to propose ids in [0, {len(corpus):,}) or -1, got ids from {int(ids.min())} to "

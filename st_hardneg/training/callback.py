@@ -123,6 +123,11 @@ class MiningCallback(TrainerCallback):
         self._timing: Timing
         self._mined_at: int | None = None
 
+    def __repr__(self) -> str:
+        what = "every live view" if self.hard_negatives is None else "what it was given"
+        when = "before every epoch" if self.mining_strategy == "epoch" else f"every {self.mining_steps:g} steps"
+        return f"MiningCallback(refreshes {what} {when}, {len(self.reports)} refreshes so far)"
+
     @property
     def trainer(self) -> Trainer | None:
         """The trainer that called last, as long as it is there."""

@@ -222,3 +222,15 @@ def test_the_corpus_comes_in_shards(monkeypatch):
     assert [len(shard) for shard in shards] == [3, 3, 2]
     np.testing.assert_allclose(torch.cat(shards), as_lists(texts), atol=1e-6)
     assert list(encoder.corpus([])) == []
+
+
+def test_a_prompt_that_the_model_does_not_have_is_named(bag_of_words, word_pairs):
+    """Before anything is encoded."""
+    bag_of_words.prompts = {"query": "ask: ", "document": "read: "}
+    hard_negatives = HardNegativeDataset(word_pairs, num_negatives=1, corpus_prompt_name="passage")
+    message = (
+        "Expected `corpus_prompt_name` to be one of the model's prompts, ['document', 'query'], got 'passage'. Give the "
+        "text itself as `corpus_prompt`, or add it to `model.prompts`."
+    )
+    with pytest.raises(ValueError, match=whole(message)):
+        hard_negatives.mine(bag_of_words)

@@ -13,6 +13,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Additions, number_texts
 from st_hardneg.corpus.pairs import pair_up
 from st_hardneg.corpus.texts import TextColumn
+from st_hardneg.errors import MiningError
 from st_hardneg.mining import filters
 from st_hardneg.mining.filters import RULES, Facts, Rule, Tally, keep_masks, keeps_texts, looks_deep
 from tests.conftest import whole
@@ -208,6 +209,21 @@ def test_what_is_no_mask_is_refused(known, result, got):
     )
     with pytest.raises(ValueError, match=whole(message)):
         masks(known, extra_filters={"mine": lambda *_: result})
+
+
+def test_a_filter_that_raises_is_named(known):
+    """Its own error stands below."""
+
+    def broken(candidates, corpus):
+        return candidates.nothing
+
+    message = (
+        "The extra filter 'mine' raised AttributeError: 'Candidates' object has no attribute 'nothing'. The earlier "
+        "negatives are unchanged."
+    )
+    with pytest.raises(MiningError, match=whole(message)) as raised:
+        masks(known, extra_filters={"mine": broken})
+    assert isinstance(raised.value.__cause__, AttributeError)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from st_hardneg import HardNegativeDataset, MiningConfig, Texts
+from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, Texts
 from st_hardneg.sources import Plan, Proposal, Queries, Source
 from tests.conftest import whole
 from tests.toys import Model, by_angle, mined, texts_of, wrapped
@@ -245,10 +245,19 @@ def test_own_ids_need_a_column_of_ids():
     """Without one, no string is an id."""
     with pytest.raises(ValueError, match=r"proposes 'doc-50', which is no id of the corpus"):
         mine(lambda n: [["doc-50"]] * n, CORPUS.remove_columns("_id"))
-    # Ids that are numbers are given as strings, too: numbers are rows.
+    # Ids that are numbers are given as strings, too, and numbers could be either.
     numbered = Dataset.from_dict({"id": [30, 20, 10, 0], "text": CORPUS["text"][:]})
     assert texts_of(mine(lambda n: [["10", "0"]] * n, numbered))[0] == ["d 70°", "d 80°"]
-    assert texts_of(mine(lambda n: [[0, 1]] * n, numbered))[0] == ["d 50°", "d 60°"]
+    message = (
+        "The source 'mine' proposes integers, and the corpus has integers in its column 'id' that are not its row "
+        "numbers. Propose these ids as strings, or say that row numbers are meant: `Proposal(ids, are_rows=True)`."
+    )
+    for unclear in ([[0, 1]], [["10", 1]], torch.tensor([[0, 1]])):
+        with pytest.raises(ValueError, match=whole(message)):
+            mine(lambda n, ids=unclear: ids.expand(n, 2) if torch.is_tensor(ids) else ids * n, numbered)
+    assert texts_of(mine(lambda n: Proposal([[0, 1]] * n, are_rows=True), numbered))[0] == ["d 50°", "d 60°"]
+    in_order = Dataset.from_dict({"id": [0, 1, 2, 3], "text": CORPUS["text"][:]})
+    assert texts_of(mine(lambda n: [[0, 1]] * n, in_order))[0] == ["d 50°", "d 60°"]
 
 
 def test_a_cross_encoder_leaves_a_source_s_order_as_it_is():
@@ -265,8 +274,8 @@ def test_a_cross_encoder_leaves_a_source_s_order_as_it_is():
     assert found.provenance()["negative_cross_encoder_scores"][0] == [60.0, 50.0]
 
 
-def test_an_error_of_a_source_reaches_the_caller():
-    """Nothing is changed, and nothing is dressed up."""
+def test_an_error_of_a_source_says_which_source_it_was():
+    """Nothing is changed, and the error itself stands below."""
 
     class Broken(Exception):
         pass
@@ -277,6 +286,21 @@ def test_an_error_of_a_source_reaches_the_caller():
     found = mine(lambda n: [[0, 1]] * n)
     before = found.negative_ids
     found._wrapped.task.sources["mine"].answer = fail
-    with pytest.raises(Broken, match="no connection"):
+    message = "The source 'mine' raised Broken: no connection. The earlier negatives are unchanged."
+    with pytest.raises(MiningError, match=whole(message)) as raised:
         found.mine(Model(by_angle), show_progress_bar=False)
+    assert isinstance(raised.value.__cause__, Broken)
     assert (found.negative_ids == before).all()
+
+
+def test_a_source_that_takes_something_else_is_refused_at_once():
+    """When the dataset is made, not hours later."""
+
+    class Odd:
+        def propose(self, queries):
+            return [[0]]
+
+    message = "Expected `propose` of the source 'odd' to take the arguments (queries, plan), got `(queries)`. Change "
+        "what it takes."
+    with pytest.raises(TypeError, match=whole(message)):
+        wrapped(PAIRS, CORPUS, num_negatives=1, sources={"odd": Odd()})
