@@ -300,7 +300,9 @@ def test_a_source_that_takes_something_else_is_refused_at_once():
         def propose(self, queries):
             return [[0]]
 
-    message = "Expected `propose` of the source 'odd' to take the arguments (queries, plan), got `(queries)`. Change "
-        "what it takes."
+    message = (
+        "Expected `propose` of the source 'odd' to take the arguments (queries, plan), got `(queries)`. Change what it "
+        "takes."
+    )
     with pytest.raises(TypeError, match=whole(message)):
         wrapped(PAIRS, CORPUS, num_negatives=1, sources={"odd": Odd()})
