@@ -7,21 +7,22 @@ from typing import Any
 
 from st_hardneg.encoders.dense import DenseEncoder, Encoding, Encodings
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.sparse import SparseTextEncoder
 
-__all__ = ["DenseEncoder", "Encoder", "Encoding", "Encodings", "encoder_for"]
+__all__ = ["DenseEncoder", "Encoder", "Encoding", "Encodings", "SparseTextEncoder", "encoder_for"]
 
-ENCODERS: dict[str, Callable[[Any, Encodings], Encoder]] = {}
+ENCODERS: dict[str, Callable[[Any, Encodings], Encoder]] = {"SparseEncoder": SparseTextEncoder}
 """Encoders by the name of a class of models, or of one of its bases; what is not here is encoded as dense."""
 
-_CANNOT_SEARCH = ("SparseEncoder", "CrossEncoder", "MultiVectorEncoder")
+_CANNOT_SEARCH = ("CrossEncoder", "MultiVectorEncoder")
 
 
 def encoder_for(model: Any, encodings: Encodings) -> Encoder:
     """Return the encoder of a model.
 
     Args:
-        model: A SentenceTransformer, an object with ``encode_query`` and ``encode_document``, or an encoder, which is
-            returned as it is.
+        model: A SentenceTransformer, a SparseEncoder, an object with ``encode_query`` and ``encode_document``, or an
+            encoder, which is returned as it is.
         encodings: Prompts, routes and batch sizes.
 
     Raises:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from st_hardneg.encoders.vectors import stacked
 from st_hardneg.errors import MiningError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 # Texts encoded into one shard: what is sorted by length together, and what is encoded again if memory runs out.
@@ -191,11 +193,23 @@ def encode(model: Any, texts: Sequence[str], encoding: Encoding, *, show_progres
         MiningError: If an embedding is not finite (the texts are named), or if memory does not suffice even for one
             text at a time; before that, the batch size is halved as often as needed.
     """
-    batch_size = encoding.batch_size
+    embeddings = halving(
+        lambda size: _encode(model, texts, replace(encoding, batch_size=size), show_progress_bar), encoding.batch_size
+    )
+    # One number per text: a sum is not finite if any of its parts is not (or if it overflows, which is as bad).
+    check_finite(embeddings.sum(dim=1).isfinite(), texts)
+    return embeddings
+
+
+def halving(run: Callable[[int], T], batch_size: int) -> T:
+    """Return what a function of a batch size returns, with half of it as often as memory does not suffice.
+
+    Raises:
+        MiningError: If memory does not suffice for one text.
+    """
     while True:
         try:
-            embeddings = _encode(model, texts, replace(encoding, batch_size=batch_size), show_progress_bar)
-            break
+            return run(batch_size)
         except RuntimeError as error:
             if not _is_memory_exhausted(error):
                 raise
@@ -210,8 +224,6 @@ def encode(model: Any, texts: Sequence[str], encoding: Encoding, *, show_progres
         if torch.cuda.is_available():  # pragma: no cover - needs an accelerator
             torch.cuda.empty_cache()
         logger.warning(f"Memory did not suffice to encode {batch_size * 2} texts at once; going on with {batch_size}.")
-    _check_finite(embeddings, texts)
-    return embeddings
 
 
 def _is_memory_exhausted(error: RuntimeError) -> bool:
@@ -219,13 +231,36 @@ def _is_memory_exhausted(error: RuntimeError) -> bool:
 
 
 def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_bar: bool) -> Tensor:
+    wanted = {"convert_to_tensor": True, "normalize_embeddings": encoding.normalize_embeddings}
+    encoded, accepted = call(model, texts, encoding, show_progress_bar=show_progress_bar, **wanted)
+    embeddings = torch.as_tensor(encoded).float()
+    if embeddings.dim() != 2 or len(embeddings) != len(texts):
+        raise MiningError(
+            f"Expected one vector per text from {type(model).__name__}, got shape {tuple(embeddings.shape)} for "
+            f"{len(texts):,} texts."
+        )
+    if encoding.normalize_embeddings and "normalize_embeddings" not in accepted:
+        return torch.nn.functional.normalize(embeddings, dim=1)
+    return embeddings
+
+
+def call(model: Any, texts: Sequence[str], encoding: Encoding, **options: Any) -> tuple[Any, set[str]]:
+    """Have a model encode texts, and leave it as it was found.
+
+    Args:
+        model: The model.
+        texts: The texts.
+        encoding: Prompt, route and batch size.
+        **options: Further arguments of the model's ``encode``.
+
+    Returns:
+        What the model returned, and the names of those arguments that it took.
+    """
     wanted: dict[str, Any] = {
         "prompt_name": encoding.prompt_name,
         "prompt": encoding.prompt,
         "batch_size": encoding.batch_size,
-        "show_progress_bar": show_progress_bar,
-        "convert_to_tensor": True,
-        "normalize_embeddings": encoding.normalize_embeddings,
+        **options,
     }
     if encoding.pool is not None:
         wanted["pool"] = encoding.pool
@@ -233,16 +268,9 @@ def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_
     method = getattr(model, methods.get(encoding.task, "encode"))
     if encoding.task not in methods:
         wanted["task"] = encoding.task
+    accepted = _accepted(method, wanted, model)
     with as_found(model):
-        embeddings = torch.as_tensor(method(list(texts), **_accepted(method, wanted, model))).float()
-    if embeddings.dim() != 2 or len(embeddings) != len(texts):
-        raise MiningError(
-            f"Expected one vector per text from {type(model).__name__}, got shape {tuple(embeddings.shape)} for "
-            f"{len(texts):,} texts."
-        )
-    if encoding.normalize_embeddings and "normalize_embeddings" not in _accepted(method, wanted, model):
-        return torch.nn.functional.normalize(embeddings, dim=1)
-    return embeddings
+        return method(list(texts), **accepted), set(accepted)
 
 
 def _accepted(method: Any, wanted: dict[str, Any], model: Any) -> dict[str, Any]:
@@ -266,9 +294,17 @@ def _accepted(method: Any, wanted: dict[str, Any], model: Any) -> dict[str, Any]
     return {name: value for name, value in wanted.items() if name in parameters}
 
 
-def _check_finite(embeddings: Tensor, texts: Sequence[str]) -> None:
-    # One number per text: a sum is not finite if any of its parts is not (or if it overflows, which is as bad).
-    bad = (~embeddings.sum(dim=1).isfinite()).nonzero().flatten().tolist()
+def check_finite(is_finite: Tensor, texts: Sequence[str]) -> None:
+    """Raise if some vectors are not finite.
+
+    Args:
+        is_finite: Boolean of shape ``(len(texts),)``.
+        texts: The texts, of which some are named.
+
+    Raises:
+        MiningError: If so.
+    """
+    bad = (~is_finite).nonzero().flatten().tolist()
     if bad:
         shown = "; ".join(repr(texts[i][:60]) for i in bad[:3])
         raise MiningError(

@@ -90,9 +90,12 @@ class Vectors:
     def chance(self, vectors: Any) -> Tensor:
         """Return the mean similarity of some vectors, of shape ``(m, dim)``, and the searched texts, of shape ``(m,)``.
 
-        Cosines and dot products of dense vectors have it from the mean vector; others from a sample of texts.
+        Cosines and dot products have it from the mean vector; others from a sample of texts.
         """
         texts = self.searched if len(self.searched) else self.others
+        if hasattr(texts, "mean_similarity") and self.similarity in ("cosine", "dot"):
+            exact: Tensor = texts.mean_similarity(vectors, self.similarity)
+            return exact
         blocks = vectors.split(_BLOCK)
         if self.score_function is None and self.similarity in ("cosine", "dot"):
             unit = torch.nn.functional.normalize if self.similarity == "cosine" else (lambda block, dim: block)
@@ -106,8 +109,22 @@ class Vectors:
 
     def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the Euclidean distance of each query and its own row of texts, as unit vectors, of shape ``(q, k)``."""
-        cosine = replace(self, pairwise=pairwise_cos_sim).similarity_of_pairs(query_ids, corpus_ids)
+        function = pairwise_cos_sim if isinstance(self.queries, Tensor) else self.queries.cosine
+        cosine = replace(self, pairwise=function).similarity_of_pairs(query_ids, corpus_ids)
         return (2.0 - 2.0 * cosine.double().clamp(-1.0, 1.0)).sqrt()
+
+    def are_twins(self, left: Ids, right: Ids) -> Tensor:
+        """Tell which texts of two lists have the same vector, up to rounding; boolean of shape ``(m,)``."""
+        ours, theirs = self.of_texts(left), self.of_texts(right)
+        if not isinstance(ours, Tensor):
+            equal: Tensor = ours.are_equal(theirs)
+            return equal
+        return ((ours - theirs).abs().amax(dim=1) <= 1e-5 * ours.abs().amax(dim=1)).cpu()
+
+    def for_clustering(self) -> Tensor:
+        """Return one dense vector of each query, float32 of shape ``(num_queries, dim)``, about as far apart as these."""
+        matrix: Tensor = self.queries if isinstance(self.queries, Tensor) else self.queries.few_dimensions()
+        return matrix
 
     def _of_texts(self, corpus_ids: Tensor) -> Any:
         return self._at(self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0))

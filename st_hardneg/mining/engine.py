@@ -251,9 +251,8 @@ def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | N
         return None
     from st_hardneg.search.recall import sampled_recall
 
-    recall = sampled_recall(
-        searcher, shop.vectors.queries, shop.vectors.of_texts(task.corpus.searched), shop.vectors.similarity
-    )
+    vectors, searched = shop.vectors, shop.vectors.of_texts(task.corpus.searched)
+    recall = sampled_recall(searcher, vectors.queries, searched, vectors.similarity, vectors.score_function)
     if recall < LEAST_RECALL:
         logger.warning(f"The searcher finds {recall:.0%} of the nearest texts; the report says more.")
     return recall
@@ -264,4 +263,4 @@ def _topics(task: Task, vectors: Vectors, seed: int) -> Tensor | None:
         return None
     from st_hardneg.mining.topics import cluster
 
-    return torch.from_numpy(cluster(vectors.queries, task.num_topics, seed=seed))
+    return torch.from_numpy(cluster(vectors.for_clustering(), task.num_topics, seed=seed))

@@ -145,9 +145,7 @@ def _share_of_twins(scoring: Scoring, negatives: Negatives) -> float:
     row, slot = (some.is_present & torch.isclose(some.similarities, similarities, atol=1e-5)).nonzero(as_tuple=True)
     if not len(row):
         return 0.0
-    positives = scoring.vectors.of_texts(pairs.row_positive[rows[row.numpy()]])
-    others = scoring.vectors.of_texts(some.ids[row, slot].numpy())
-    is_same = (positives - others).abs().amax(dim=1) <= 1e-5 * positives.abs().amax(dim=1)
+    is_same = scoring.vectors.are_twins(pairs.row_positive[rows[row.numpy()]], some.ids[row, slot].numpy())
     return float(is_same.sum()) / max(1, int(some.is_present.sum()))
 
 

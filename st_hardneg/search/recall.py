@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,14 +15,21 @@ _SAMPLE = 100
 _NEAREST = 10
 
 
-def sampled_recall(searcher: Searcher, queries: Tensor, corpus: Tensor, similarity_fn_name: str) -> float:
+def sampled_recall(
+    searcher: Searcher,
+    queries: Any,
+    corpus: Any,
+    similarity_fn_name: str,
+    score_function: Callable[[Any, Any], Tensor] | None = None,
+) -> float:
     """Return which share of the nearest texts of a sample of queries is found.
 
     Args:
         searcher: A searcher that has indexed the corpus.
-        queries: float32 of shape ``(num_queries, dim)``; the sample is spread evenly over them.
-        corpus: float32 of shape ``(num_corpus, dim)``.
+        queries: float32 of shape ``(num_queries, dim)``, or other rows; the sample is spread evenly over them.
+        corpus: The same of shape ``(num_corpus, dim)``.
         similarity_fn_name: Name of the similarity.
+        score_function: A similarity ``(q, dim), (c, dim) -> (q, c)`` in place of the one of this name, or None.
 
     Returns:
         Recall of the 10 nearest, from 0 to 1. A text that is as near as the tenth counts as found.
@@ -27,7 +37,9 @@ def sampled_recall(searcher: Searcher, queries: Tensor, corpus: Tensor, similari
     places = torch.linspace(0, len(queries) - 1, min(_SAMPLE, len(queries))).round().long()
     sample = queries[places.to(queries.device)]
     k = min(_NEAREST, len(corpus))
-    exact = ExactSearcher()
+    exact = ExactSearcher(score_function=score_function)
+    if not isinstance(corpus, Tensor):
+        exact = corpus.searcher(exact)
     exact.index(corpus, similarity_fn_name)
     _, best = checked_search(exact, sample, k, len(corpus))
     _, found = checked_search(searcher, sample, k, len(corpus))

@@ -239,11 +239,13 @@ class Workshop:
         is_main = corpus_ids is self.corpus.searched
         if is_main and "searcher" in self.kept:
             return Space(self.kept["searcher"], corpus_ids, self.names.index(name))
-        searcher = self.make_searcher(is_main)
+        searcher, rows = self.make_searcher(is_main), self.vectors.of_texts(corpus_ids)
+        if not isinstance(rows, Tensor):
+            searcher = rows.searcher(searcher)
         # A model with a similarity of its own is searched by it, where a searcher can.
         if self.vectors.score_function is not None and hasattr(searcher, "score_function"):
             searcher.score_function = self.vectors.score_function
-        searcher.index(self.vectors.of_texts(corpus_ids), self.vectors.similarity)
+        searcher.index(rows, self.vectors.similarity)
         if is_main and "keeps_searcher" in self.kept:
             self.kept["searcher"] = searcher
         return Space(searcher, corpus_ids, self.names.index(name))
