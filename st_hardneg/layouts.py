@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 from st_hardneg.config import MiningConfig
@@ -17,27 +19,60 @@ class FromLayouts:
     def from_beir(
         cls: type[Self],
         corpus: BeirTable,
-        queries: BeirTable,
-        qrels: BeirTable,
+        queries: BeirTable | None = None,
+        qrels: BeirTable | None = None,
         config: MiningConfig | None = None,
         *,
+        split: str = "train",
         title_separator: str = ". ",
         **options: Any,
     ) -> Self:
         """Wrap a labelled retrieval set in BEIR's layout.
 
         Args:
-            corpus: ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``; as a path (also ``.gz``), a list of
-                dictionaries or a Dataset.
+            corpus: The folder of the set; or ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``, as a path (also
+                ``.gz``), a list of dictionaries or a Dataset.
             queries: ``queries.jsonl``: rows of ``_id`` and ``text``.
             qrels: ``qrels/train.tsv``: rows of ``query-id``, ``corpus-id`` and ``score``. Grades are kept in the column
                 ``score`` and, as a share of the highest, in ``weight``; judgements of 0 are no positives.
             config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
+            split: Which file of the folder's ``qrels`` is read.
             title_separator: What stands between title and text of a document.
             **options: Further arguments of :class:`HardNegativeDataset`.
 
         Raises:
             ValueError: If a table lacks a column or repeats an id, or no judgement names ids of both tables.
+            FileNotFoundError: If the folder lacks a file.
+            TypeError: If there are tables beside a folder, or a table is missing.
         """
+        corpus, queries, qrels = _beir_tables(corpus, queries, qrels, split)
         pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
         return cls(pairs, documents, config, **options)  # type: ignore[call-arg]
+
+
+def _beir_tables(corpus: Any, queries: Any, qrels: Any, split: str) -> tuple[BeirTable, BeirTable, BeirTable]:
+    """Return the tables, found in a folder if one is given."""
+    is_folder = isinstance(corpus, (str, os.PathLike)) and os.path.isdir(corpus)
+    if is_folder and queries is None and qrels is None:
+        folder = Path(corpus)
+        return tuple(_file(folder, name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv"))  # type: ignore[return-value]
+    if is_folder:
+        raise TypeError("Expected a folder alone, or three tables, got a folder and tables. Pass `from_beir(folder)`.")
+    if missing := [name for name, table in (("queries", queries), ("qrels", qrels)) if table is None]:
+        what = f", and {os.fspath(corpus)!r} is no folder" if isinstance(corpus, (str, os.PathLike)) else ""
+        raise TypeError(
+            f"Expected a folder, or the tables `corpus`, `queries` and `qrels`, got no `{missing[0]}`{what}. Pass "
+            "`from_beir(corpus, queries, qrels)`, or the path of the folder that holds them."
+        )
+    return corpus, queries, qrels
+
+
+def _file(folder: Path, name: str) -> str:
+    for found in (folder / name, folder / f"{name}.gz"):
+        if found.is_file():
+            return str(found)
+    beside = sorted(path.name for path in (folder / name).parent.glob("*")) if (folder / name).parent.is_dir() else []
+    hint = " Name another one with `split`." if name.startswith("qrels/") and beside else ""
+    raise FileNotFoundError(
+        f"Expected `{name}` in {str(folder)!r}, as BEIR lays a set out, got {beside or 'nothing'} there.{hint}"
+    )

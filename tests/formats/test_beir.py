@@ -310,3 +310,29 @@ def test_dropped_judgements_are_counted(caplog):
         read_beir(CORPUS, QUERIES, QRELS)
     assert "1 judgements with a score of 0 or less are dropped" in caplog.text
     assert not warnings_of(caplog)
+
+
+def test_a_folder_is_read_by_its_layout(tmp_path):
+    """Plain files or compressed ones, whichever split is asked for."""
+    (tmp_path / "qrels").mkdir()
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in CORPUS)
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUERIES))
+    for split, kept in (("train", QRELS[:1]), ("test", QRELS[1:])):
+        lines = ["\t".join(str(value) for value in row.values()) for row in kept]
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    found = HardNegativeDataset.from_beir(tmp_path, num_negatives=1)
+    assert list(found.known_pairs()) == [("what is first", "One. first text")]
+    found = HardNegativeDataset.from_beir(str(tmp_path), split="test", title_separator=" ")
+    assert list(found.known_pairs()) == [("what is second", "second text")]
+    assert found.corpus.texts.take([0]) == ["One first text"]
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected `qrels/dev.tsv` in .*, got \['test.tsv', 'train.tsv'\] there"
+    ):
+        HardNegativeDataset.from_beir(tmp_path, split="dev")
+    with pytest.raises(TypeError, match="Expected a folder alone, or three tables, got a folder and tables"):
+        HardNegativeDataset.from_beir(tmp_path, QUERIES)
+    with pytest.raises(TypeError, match=r"got no `queries`, and '/nowhere' is no folder"):
+        HardNegativeDataset.from_beir("/nowhere")
+    with pytest.raises(TypeError, match=r"got no `qrels`\. Pass `from_beir\(corpus, queries, qrels\)`"):
+        HardNegativeDataset.from_beir(CORPUS, QUERIES)
