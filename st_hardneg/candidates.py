@@ -49,6 +49,7 @@ class Negatives:
         ids: int64 of shape ``(q, n)``: corpus ids; -1 where no negative was found.
         similarities: float32: the model's similarity of query and negative; -inf where empty.
         cross_encoder_scores: float32: the cross encoder's score; NaN where there is none.
+        teacher_scores: float32: the teacher's score; NaN where there is none.
         source_scores: float32: the source's own score, such as BM25's; NaN where there is none.
         ranks: int64: the place at which the source returned each, from 0; -1 where it has none.
         sources: int8: where each comes from, as a place in ``Mining.source_names``; -1 where empty.
@@ -60,6 +61,7 @@ class Negatives:
     ids: Tensor = _column(torch.int64, -1)
     similarities: Tensor = _column(torch.float32, -inf)
     cross_encoder_scores: Tensor = _column(torch.float32, nan)
+    teacher_scores: Tensor = _column(torch.float32, nan)
     source_scores: Tensor = _column(torch.float32, nan)
     ranks: Tensor = _column(torch.int64, -1)
     sources: Tensor = _column(torch.int8, -1, names="source_names")
@@ -239,6 +241,7 @@ class Mining:
         topics: int32 of shape ``(num_queries,)``: the cluster of each query, if topics were asked for.
         suspects: Query ids, corpus ids and closeness of what lies closest to right answers, each of shape ``(m,)``;
             None if they were not kept, as in files.
+        positive_teacher_scores: float32 of shape ``(num_rows,)``: the teacher's, or None without one.
     """
 
     negatives: Negatives
@@ -248,6 +251,19 @@ class Mining:
     report: MiningReport
     topics: Tensor | None = None
     suspects: tuple[Tensor, Tensor, Tensor] | None = None
+    positive_teacher_scores: Tensor | None = None
+
+    @property
+    def given_scores(self) -> tuple[Tensor, Tensor]:
+        """The scores that are given away: the teacher's if there is one, or else those that negatives were chosen by.
+
+        Returns:
+            float32 of shape ``(num_rows,)``, of the positives, and of shape ``(num_queries, num_negatives)``.
+        """
+        if self.positive_teacher_scores is not None:
+            return self.positive_teacher_scores, self.negatives.teacher_scores
+        rescored = self.positive_cross_encoder_scores
+        return self.positive_similarities if rescored is None else rescored, self.negatives.scores
 
     def recoded(self, names: Sequence[str]) -> Mining:
         """Return the same mining, its sources numbered as places in these names; further ones follow them."""

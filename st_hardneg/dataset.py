@@ -17,11 +17,11 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
-from st_hardneg.export import MinedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
 from st_hardneg.report import MiningReport
+from st_hardneg.views import ViewedDataset
 from st_hardneg.wrapping import Help, Wrapped, wrap
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, MinedDataset):
+class HardNegativeDataset(FromLayouts, ViewedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -309,23 +309,3 @@ class HardNegativeDataset(FromLayouts, MinedDataset):
         return recipe_fingerprint(
             texts_fingerprint(text for some in texts.batches() for text in some), anchors, positives
         )
-
-    def as_dataset(self, *, with_ids: bool = False) -> Dataset:
-        """Return a live ``datasets.Dataset``: it shows the negatives of the last mining whenever a row is fetched.
-
-        Columns are anchor and positive under their own names, then ``negative_1`` to ``negative_n``. Rows can be
-        selected, shuffled, split and filtered, and stay live; for a copy that does not change, and to write to disk or
-        to the Hub, use :meth:`to_dataset`. Rows with an empty slot are left out; which ones is settled by the first
-        call. A part that is split off for evaluation moves with the refreshes, too, and is refused as ``eval_dataset``:
-        evaluate on ``to_dataset()``.
-
-        Args:
-            with_ids: Add a column ``label`` of int64: row, query, positive, weight in millionths, negatives (-1 for a text
-                that only stands in, which losses mask). Sentence Transformers hands it to the loss as labels.
-
-        Raises:
-            NotMinedError: If nothing was mined yet.
-            MiningError: If no row has all of its negatives.
-        """
-        self._mined("as_dataset()")
-        return self.live.dataset(self._wrapped.rows, self, with_ids=with_ids)

@@ -30,6 +30,7 @@ FLOORS = [
     {"arguments", "layouts"},
     {"wrapping"},
     {"export"},
+    {"views"},
     {"dataset"},
     {"mapping", "drop_in"},
     {"training"},

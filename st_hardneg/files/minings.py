@@ -35,6 +35,7 @@ def write_mining(folder: str, mining: Mining, live_rows: Ids | None, **in_traini
     per_row = {
         "positive_similarities": mining.positive_similarities,
         "positive_cross_encoder_scores": mining.positive_cross_encoder_scores,
+        "positive_teacher_scores": mining.positive_teacher_scores,
         "is_live": is_live,
     }
     write_table(folder, "rows", table_of(ROWS, per_row, ()))
@@ -86,6 +87,7 @@ def read_mining(
         source_names=tuple(reader.words["source_names"]),
         report=report_from(folder, report),
         topics=found["topics"],
+        positive_teacher_scores=rows["positive_teacher_scores"],
     )
     live_rows: Ids = rows["is_live"].nonzero().squeeze(1).numpy()
     return mining, live_rows, {name: found[name] for name in IN_TRAINING}

@@ -90,12 +90,14 @@ NEGATIVES: dict[str, FileColumn] = {
 ROWS: dict[str, FileColumn] = {
     "positive_similarities": FileColumn(torch.float32),
     "positive_cross_encoder_scores": FileColumn(torch.float32, default=None),
+    "positive_teacher_scores": FileColumn(torch.float32, default=None),
     "is_live": FileColumn(torch.bool, default=0),
 }
 """One row per row of the wrapped dataset."""
 
 IN_TRAINING: dict[str, FileColumn] = {
     "previous_ids": replace(NEGATIVES["ids"], default=None, least=None),
+    "previous_scores": replace(NEGATIVES["teacher_scores"], default=None),
     "epoch_topics": _TOPICS,
 }
 """One row per query, in checkpoints: what was in force before, as live tables hold it, and what the running epoch was

@@ -98,11 +98,10 @@ def write_rows(
         ValueError: If the format is unknown.
     """
     check_output_format(output_format)
-    queries, negatives = pairs.row_query[rows], mining.negatives
-    positive_scores = mining.positive_cross_encoder_scores
-    if positive_scores is None:
-        positive_scores = mining.positive_similarities
-    some = negatives.rows(torch.from_numpy(queries))
+    queries = pairs.row_query[rows]
+    positive_scores, scores = mining.given_scores
+    of_rows = torch.from_numpy(queries)
+    some = mining.negatives.rows(of_rows)
     written = _Rows(
         names,
         pairs.anchors,
@@ -112,7 +111,7 @@ def write_rows(
         pairs.row_positive[rows],
         positive_scores.numpy()[rows],
         some.ids.numpy(),
-        some.scores.numpy(),
+        scores[of_rows].numpy(),
         (some.origins == LAST_RESORT).numpy(),
     )
     columns, source = _FORMATS[output_format](written, output_scores)

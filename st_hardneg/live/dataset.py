@@ -15,7 +15,7 @@ from datasets import Dataset
 from st_hardneg import hosts
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.live.rows import LiveRows
-from st_hardneg.live.view import LABEL_COLUMN, LiveView
+from st_hardneg.live.view import LABEL_COLUMN, SCORES_COLUMN, LiveView
 
 _READ_ROWS = 10_000
 
@@ -49,18 +49,21 @@ class LiveDataset(Dataset):
     """
 
     @classmethod
-    def of(cls, view: LiveView, rows: Ids, template: Dataset, *, with_ids: bool) -> LiveDataset:
+    def of(
+        cls, view: LiveView, rows: Ids, template: Dataset, *, with_ids: bool = False, with_scores: bool = False
+    ) -> LiveDataset:
         """Return the live dataset of these rows of a view.
 
         Args:
             view: The view.
-            rows: int64 of shape ``(num_rows,)``: rows of the wrapped dataset.
+            rows: int64 of shape ``(num_rows,)``: rows as the view counts them.
             template: The wrapped dataset, whose info and split are taken over.
             with_ids: Add ``label``; see :meth:`LiveView.resolve`.
+            with_scores: Add ``scores``.
         """
         info = template.info.copy()
         info.features = None
-        names = [*view.column_names, LABEL_COLUMN] if with_ids else view.column_names
+        names = [*view.column_names, *([LABEL_COLUMN] * with_ids), *([SCORES_COLUMN] * with_scores)]
         return cls(LiveRows(view, names, rows), info=info, split=template.split, fingerprint=view.token[:16])
 
     @property
@@ -208,4 +211,4 @@ def live_topics(dataset: Any) -> npt.NDArray[np.int32] | None:
     if not isinstance(rows, LiveRows) or rows.view.topics is None:
         return None
     indices = hosts.row_indices(dataset)
-    return rows.view.topics[rows.rows if indices is None else rows.rows[indices]]
+    return rows.view.topics[rows.view.row_of(rows.rows if indices is None else rows.rows[indices])]

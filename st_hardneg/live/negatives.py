@@ -18,7 +18,8 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.dense import Encodings
 from st_hardneg.errors import MiningError
 from st_hardneg.live.dataset import LiveDataset
-from st_hardneg.live.table import NegativeTable
+from st_hardneg.live.labeled import LABELED, LabeledPairs, LabeledView
+from st_hardneg.live.table import NegativeTable, Scores
 from st_hardneg.live.view import LiveView
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ class LiveNegatives:
         self.rows: Ids | None = None
         self.view: LiveView | None = None
         self.epoch_topics: Tensor | None = None
-        self._previous: Ids | None = None
+        self._labeled: dict[tuple[str, bool], LabeledView] = {}
+        self._previous: tuple[Ids, Tensor] | None = None
         self._base: tuple[Mining, int] | None = None
         self._table: NegativeTable | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has views of its own: mining it must not change what another one's training reads.
-        return {**self.__dict__, "_table": None, "view": None}
+        return {**self.__dict__, "_table": None, "view": None, "_labeled": {}}
 
     # --- a mining in force ----------------------------------------------------------------------------------------------
 
@@ -81,9 +83,19 @@ class LiveNegatives:
     def previous_ids(self) -> Ids:
         """int64 of shape ``(num_queries, num_negatives)``: what was in force before, as :func:`marked_ids` has it."""
         if self._previous is not None:
-            return self._previous
+            return self._previous[0]
         assert self.mining is not None
         return marked_ids(self.mining.negatives)
+
+    @property
+    def previous_scores(self) -> Tensor | None:
+        """float32 of shape ``(num_queries, num_negatives)``: those of what was in force before, if read."""
+        if self._table is None or not self._table.has_scores:
+            return None
+        if self._previous is not None:
+            return self._previous[1]
+        assert self.mining is not None
+        return self.mining.given_scores[1]
 
     def load(self, mining: Mining | None, num_minings: int, rows: Ids | None) -> None:
         """Put in force what was read from files."""
@@ -110,20 +122,39 @@ class LiveNegatives:
             )
         generation = 0 if self._table is None else self._table.generation
         try:
-            self._write(marked_ids(mining.negatives))
+            self._write(mining)
         finally:
             # An interrupt may come at any moment: once the live views have changed, the rest has to follow.
             if self._table is None or self._table.generation != generation:
-                self._previous = None if self.mining is None else marked_ids(self.mining.negatives)
+                before = self.mining
+                self._previous = None if before is None else (marked_ids(before.negatives), before.given_scores[1])
                 self.mining = mining
                 self.num_minings += 1
                 if mining.report.step is None:
                     # Not a refresh: this is what a training begins with.
                     self._base = (mining, self.num_minings)
 
-    def _write(self, marked: Ids) -> None:
+    def _write(self, mining: Mining, previous: tuple[Ids, Tensor] | None = None) -> None:
+        """Let live views read a mining, or what was in force before it; the positives are the same."""
         if self._table is not None:
-            self._table.write(marked[self._pairs.row_query])
+            marked, scores = previous or (marked_ids(mining.negatives), mining.given_scores[1])
+            row_scores = self._scores_of_rows(mining, scores) if self._table.has_scores else None
+            self._table.write(marked[self._pairs.row_query], row_scores)
+
+    def _scores_of_rows(self, mining: Mining, of_negatives: Tensor) -> Scores:
+        """Return what stands beside the table, float32 of shape ``(num_rows, 1 + num_negatives)``.
+
+        Raises:
+            MiningError: If a score of a row of a live view is missing.
+        """
+        positives = mining.given_scores[0]
+        scores: Scores = torch.column_stack([positives, of_negatives[torch.from_numpy(self._pairs.row_query)]]).numpy()
+        if not np.isfinite(scores if self.rows is None else scores[self.rows]).all():
+            raise MiningError(
+                "Expected a score for every text of the live view's rows, got some without one. Mine anew with the "
+                "`teacher` or the `cross_encoder` in hand."
+            )
+        return scores
 
     def reset(self) -> None:
         """Go back to the last mining before a training, as if no training had refreshed it; the counter of draws, too."""
@@ -131,7 +162,7 @@ class LiveNegatives:
             self._put_in_force(*self._base)
 
     def _put_in_force(self, mining: Mining, num_minings: int) -> None:
-        self._write(marked_ids(mining.negatives))
+        self._write(mining)
         self.mining, self.num_minings, self._previous = mining, num_minings, None
         self.publish_topics()
 
@@ -176,10 +207,12 @@ class LiveNegatives:
                 f"{len(state.live_rows):,}, or others. In the resumed script, load what `save_to_disk` wrote before the "
                 "training, or mine with the very model that it started from before `as_dataset()`."
             )
-        self._write(state.previous_ids)
-        self._write(marked_ids(state.mining.negatives))
+        scores = state.previous_scores
+        previous = (state.previous_ids, state.mining.given_scores[1] if scores is None else scores)
+        self._write(state.mining, previous)
+        self._write(state.mining)
         self.serve_previous(old_batches)
-        self._previous = state.previous_ids
+        self._previous = previous
         self.mining = state.mining
         self.num_minings = state.num_minings
         self._show_topics(None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics))
@@ -200,26 +233,33 @@ class LiveNegatives:
         """Let batch samplers see the topics of the last mining; the callback does so between epochs only."""
         self._show_topics(None if self.mining is None else self.mining.topics)
 
+    def _views(self) -> list[LiveView]:
+        return [*([] if self.view is None else [self.view]), *self._labeled.values()]
+
     def _show_topics(self, topics: Tensor | None) -> None:
         self.epoch_topics = topics
-        if self.view is not None:
-            self.view.topics = None if topics is None else topics.numpy()[self._pairs.row_query]
+        for view in self._views():
+            view.topics = None if topics is None else topics.numpy()[self._pairs.row_query]
 
     def serve_previous(self, batches: int) -> None:
-        """Let the live view read the next so many batches from before the last refresh; 0 ends it."""
-        if self.view is not None:
-            self.view.serve_previous(batches)
+        """Let the live views read the next so many batches from before the last refresh; 0 ends it."""
+        for view in self._views():
+            view.serve_previous(batches)
 
-    def dataset(self, rows: Rows, owner: object, *, with_ids: bool) -> Dataset:
+    def dataset(
+        self, rows: Rows, owner: object, output_format: str = "n-tuple", *, with_ids: bool, with_scores: bool = False
+    ) -> Dataset:
         """Return a live dataset of the rows that have all of their negatives; which ones is settled by the first call.
 
         Args:
             rows: The wrapped rows.
             owner: The HardNegativeDataset.
+            output_format: ``"n-tuple"``, or one of :data:`~st_hardneg.live.labeled.LABELED`.
             with_ids: Whether the view has the label with ids.
+            with_scores: Whether it has scores.
 
         Raises:
-            MiningError: If no row has all of its negatives.
+            MiningError: If no row has all of its negatives, or scores are wanted and missing.
         """
         assert self.mining is not None
         marked = marked_ids(self.mining.negatives)[self._pairs.row_query]
@@ -233,21 +273,35 @@ class LiveNegatives:
             )
         if self._table is None:
             self._table = NegativeTable(marked, num_texts=len(self._corpus.texts))
+        if with_scores and not self._table.has_scores:
+            self._table.add_scores(self._scores_of_rows(self.mining, self.mining.given_scores[1]))
         if self.view is None:
-            self.view = LiveView(
-                rows.anchors,
-                rows.positives,
-                self._corpus.texts,
-                self._table,
-                rows.anchor_name,
-                rows.positive_name,
-                self._pairs.row_query,
-                self._pairs.row_positive,
-                rows.weights,
-                owner=owner,
-            )
+            self.view = self._make_view(rows, owner, self._table)
             self.publish_topics()
-        return LiveDataset.of(self.view, self.rows, rows.dataset, with_ids=with_ids)
+        view = self.view if output_format == "n-tuple" else self._labeled_view(self.view, output_format, with_scores)
+        places = view.places(self.rows) if isinstance(view, LabeledPairs) else self.rows
+        is_tuple = view is self.view
+        return LiveDataset.of(view, places, rows.dataset, with_ids=with_ids, with_scores=with_scores and is_tuple)
+
+    def _make_view(self, rows: Rows, owner: object, table: NegativeTable) -> LiveView:
+        return LiveView(
+            rows.anchors,
+            rows.positives,
+            self._corpus.texts,
+            table,
+            rows.anchor_name,
+            rows.positive_name,
+            self._pairs.row_query,
+            self._pairs.row_positive,
+            rows.weights,
+            owner=owner,
+        )
+
+    def _labeled_view(self, view: LiveView, output_format: str, with_scores: bool) -> LabeledView:
+        key = (output_format, with_scores)
+        if key not in self._labeled:
+            self._labeled[key] = LABELED[output_format].beside(view, with_scores=with_scores)
+        return self._labeled[key]
 
     def _complete_rows(self, marked: Ids) -> Ids:
         complete = np.flatnonzero((marked != -1).all(axis=1))

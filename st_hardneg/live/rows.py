@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.hosts import TableBlock
-from st_hardneg.live.view import LABEL_COLUMN, LiveView
+from st_hardneg.live.view import LiveView
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,7 @@ class LiveRows(TableBlock):
         self.all_slots = all_slots
         others = [] if beside is None else beside.table.schema.names
         self.live_names = [name for name in names if name not in others]
-        live = [
-            pa.field(name, pa.list_(pa.int64()) if name == LABEL_COLUMN else pa.string()) for name in self.live_names
-        ]
+        live = [pa.field(name, view.type_of(name)) for name in self.live_names]
         types = {field.name: field for field in [*live, *([] if beside is None else beside.table.schema)]}
         self._names = list(names)
         self._was_copied = False
@@ -125,7 +123,7 @@ class LiveRows(TableBlock):
     @property
     def shows_negatives(self) -> bool:
         """Whether a refresh changes what is read."""
-        return any(name in self.live_names for name in self.view.negative_names)
+        return any(name in self.live_names for name in self.view.refreshed_names)
 
     # --- choosing rows and columns ------------------------------------------------------------------------------------
 

@@ -11,9 +11,13 @@ import weakref
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from st_hardneg.corpus.texts import Ids
+
+Scores = npt.NDArray[np.float32]
+"""Scores of texts."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +89,8 @@ class NegativeTable:
     A slot holds ``x >= 0``, the corpus id of a negative, or ``x <= -2``, a text that only stands in where no negative was
     found: its corpus id is ``-x - 2``. Empty slots, -1, may only be where no live row is.
 
+    Scores of the positive and the negatives of each row may stand beside them, written and read under the same generation.
+
     Args:
         negative_ids: int64 of shape ``(num_rows, num_negatives)``: what the slots hold.
         num_texts: Number of corpus texts, where later writes may hold larger ids than these.
@@ -95,6 +101,7 @@ class NegativeTable:
         fits = _within(np.array([-num_texts - 1, num_texts - 1]), np.int32) and _within(negative_ids, np.int32)
         self._buffers = SharedArray((2, *negative_ids.shape), torch.int32 if fits else torch.int64)
         self._numbers = SharedArray((2,), torch.int64)
+        self._scored: SharedArray | None = None
         self._open()
         self._ids[0] = negative_ids
         self.num_shown = self.width
@@ -103,6 +110,23 @@ class NegativeTable:
         # NumPy views of the same memory: indexing 64 rows takes 2 us with them and 20 us with torch.
         self._ids = self._buffers.tensor.numpy()
         self._count, self._shown = self._numbers.tensor.numpy()[:1], self._numbers.tensor.numpy()[1:]
+        self._scores = None if self._scored is None else self._scored.tensor.numpy()
+
+    def add_scores(self, scores: Scores) -> None:
+        """Let scores stand beside the negatives from now on; call it before a dataloader is made.
+
+        Args:
+            scores: float32 of shape ``(num_rows, 1 + num_negatives)``: those of what is live now.
+        """
+        scored = SharedArray((2, self.num_rows, 1 + self.width), torch.float32)
+        scored.tensor.numpy()[:] = scores
+        self._scored = scored
+        self._open()
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether scores stand beside the negatives."""
+        return self._scores is not None
 
     @property
     def generation(self) -> int:
@@ -128,8 +152,13 @@ class NegativeTable:
     def num_shown(self, number: int) -> None:
         self._shown[0] = number
 
-    def write(self, negative_ids: Ids) -> None:
-        """Replace the whole table, int64 of shape ``(num_rows, num_negatives)``; readers see it at once.
+    def write(self, negative_ids: Ids, scores: Scores | None = None) -> None:
+        """Replace the whole table; readers see it at once.
+
+        Args:
+            negative_ids: int64 of shape ``(num_rows, num_negatives)``.
+            scores: float32 of shape ``(num_rows, 1 + num_negatives)``: the positive's and the negatives', where the table
+                has scores.
 
         Raises:
             ValueError: If the shape is another one than before, or ids are larger than the table was made for.
@@ -147,6 +176,8 @@ class NegativeTable:
             )
         generation = self.generation
         self._ids[(generation + 1) % 2] = negative_ids
+        if self._scores is not None and scores is not None:
+            self._scores[(generation + 1) % 2] = scores
         self._count[0] = generation + 1
 
     def read(self, rows: Ids, *, previous: bool = False) -> Ids:
@@ -162,13 +193,28 @@ class NegativeTable:
             if self._count[0] == before:
                 return found
 
+    def read_scored(self, rows: Ids, *, previous: bool = False) -> tuple[Ids, Scores]:
+        """Return the negatives of these rows as :meth:`read` does, and the scores of the same generation.
+
+        Returns:
+            int64 of shape ``(len(rows), num_negatives)``, and float32 of shape ``(len(rows), 1 + num_negatives)``, the
+            positive's score first.
+        """
+        assert self._scores is not None
+        while True:
+            before = self._count[0]
+            live = (before + int(previous)) % 2
+            found, scores = self._ids[live, rows].astype(np.int64), self._scores[live, rows]
+            if self._count[0] == before:
+                return found, scores
+
     def __deepcopy__(self, memo: dict[int, Any]) -> NegativeTable:
         # A copied dataset has to follow refreshes as the original does.
         return self
 
-    def __getstate__(self) -> dict[str, SharedArray]:
-        return {"_buffers": self._buffers, "_numbers": self._numbers}
+    def __getstate__(self) -> dict[str, SharedArray | None]:
+        return {"_buffers": self._buffers, "_numbers": self._numbers, "_scored": self._scored}
 
-    def __setstate__(self, state: dict[str, SharedArray]) -> None:
+    def __setstate__(self, state: dict[str, SharedArray | None]) -> None:
         self.__dict__.update(state)
         self._open()

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from torch.utils.data import get_worker_info
 
 from st_hardneg.corpus.texts import Ids, TextColumn
 from st_hardneg.hosts import pklregister
-from st_hardneg.live.table import NegativeTable
+from st_hardneg.live.table import NegativeTable, Scores
 
 LABEL_COLUMN = "label"
+SCORES_COLUMN = "scores"
 
 
 class LiveView:
@@ -73,6 +75,19 @@ class LiveView:
         """``negative_1`` to ``negative_n``."""
         return [f"negative_{i + 1}" for i in range(self.table.width)]
 
+    @property
+    def refreshed_names(self) -> list[str]:
+        """The text columns that a refresh changes."""
+        return self.negative_names
+
+    def type_of(self, name: str) -> pa.DataType:
+        """Return Arrow's type of a column."""
+        return {LABEL_COLUMN: pa.list_(pa.int64()), SCORES_COLUMN: pa.list_(pa.float64())}.get(name, pa.string())
+
+    def row_of(self, rows: Ids) -> Ids:
+        """Return the row of the wrapped dataset that each row of a dataset over this view is about."""
+        return rows
+
     def shown(self, names: Collection[str]) -> list[str]:
         """Return which of these columns a batch shows: negatives that a schedule does not show yet are left out.
 
@@ -98,7 +113,8 @@ class LiveView:
         """
         slots = {name: slot for slot, name in enumerate(self.negative_names)}
         wanted = [name for name in names if name in slots]
-        negatives = self.table.read(rows, previous=bool(wanted) and self.pass_batch())
+        negatives, scores = self.read(rows, SCORES_COLUMN in names, previous=bool(wanted) and self.pass_batch())
+        width = self.table.width if all_slots else self.table.num_shown
         texts = labelled = negatives
         if negatives.min(initial=0) < 0:
             texts, labelled = np.where(negatives < 0, -negatives - 2, negatives), np.maximum(negatives, -1)
@@ -119,11 +135,19 @@ class LiveView:
                 resolved[name] = self.anchors.take(rows)
             elif name == self.positive_name:
                 resolved[name] = self.positives.take(rows)
+            elif name == SCORES_COLUMN:
+                assert scores is not None
+                resolved[name] = scores[:, : 1 + width].tolist()
             else:
                 ids = (rows, self.row_query[rows], self.row_positive[rows], self.row_weight[rows])
-                width = self.table.width if all_slots else self.table.num_shown
                 resolved[name] = np.column_stack([*ids, labelled[:, :width]]).tolist()
         return resolved
+
+    def read(self, rows: Ids, with_scores: bool, *, previous: bool) -> tuple[Ids, Scores | None]:
+        """Return what the table holds of these rows, negatives and, if wanted, scores, all of one generation."""
+        if with_scores:
+            return self.table.read_scored(rows, previous=previous)
+        return self.table.read(rows, previous=previous), None
 
     def serve_previous(self, batches: int) -> None:
         """Read the next so many batches from before the last refresh, as the interrupted run that is resumed did.

@@ -28,7 +28,7 @@ def provenance_dataset(mining: Mining, row_query: Ids, row_positive: Ids, corpus
     Columns are ``row``, ``positive_id``, ``positive_score``, and for the negatives lists: ``negative_ids``,
     ``negative_scores`` (the model's similarities, as ``positive_score``), ``negative_ranks``, ``negative_sources``,
     ``negative_steps`` and ``negative_slots``; where there are any, ``positive_cross_encoder_score``,
-    ``negative_cross_encoder_scores`` and ``negative_source_scores``.
+    ``negative_cross_encoder_scores``, the same of a teacher, and ``negative_source_scores``.
 
     Args:
         mining: The mining.
@@ -52,8 +52,9 @@ def provenance_dataset(mining: Mining, row_query: Ids, row_positive: Ids, corpus
             columns[_NAMES.get(name, f"negative_{name}")] = (
                 _external(by_row, corpus) if is_id else arrow_of(by_row, words, int(column.missing) if words else -1)
             )
-    if mining.positive_cross_encoder_scores is not None:
-        columns["positive_cross_encoder_score"] = pa.array(mining.positive_cross_encoder_scores.numpy())
+    for name in ("positive_cross_encoder_scores", "positive_teacher_scores"):
+        if (scores := getattr(mining, name)) is not None:
+            columns[name.removesuffix("s")] = pa.array(scores.numpy())
     return dataset_of(pa.table(columns))
 
 

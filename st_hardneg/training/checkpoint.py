@@ -81,6 +81,7 @@ class CheckpointState:
     data_fingerprint: str
     schedule: Any = None
     epoch_topics: Tensor | None = None
+    previous_scores: Tensor | None = None
 
 
 def folder_of(checkpoint: str, dataset_name: str | None) -> str:
@@ -98,7 +99,11 @@ def write_checkpoint(checkpoint: str, dataset_name: str | None, state: Checkpoin
 
 def _write(folder: str, state: CheckpointState) -> None:
     topics = None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics)
-    in_training = {"previous_ids": torch.as_tensor(state.previous_ids), "epoch_topics": topics}
+    in_training = {
+        "previous_ids": torch.as_tensor(state.previous_ids),
+        "previous_scores": state.previous_scores,
+        "epoch_topics": topics,
+    }
     write_mining(folder, state.mining, state.live_rows, **in_training)
     content = {
         "format": _FORMAT,
@@ -162,7 +167,8 @@ def read_checkpoint(
         report_from(folder, report)
     kept = {name: content[name] for name in _KEPT}
     previous_ids = _previous_ids(folder, in_training["previous_ids"], mining, num_corpus)
-    return CheckpointState(mining, previous_ids, live_rows, epoch_topics=in_training["epoch_topics"], **kept)
+    topics, scores = in_training["epoch_topics"], in_training["previous_scores"]
+    return CheckpointState(mining, previous_ids, live_rows, epoch_topics=topics, previous_scores=scores, **kept)
 
 
 def _is_there(checkpoint: str, folder: str, was_refreshed: bool) -> bool:

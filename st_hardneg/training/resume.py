@@ -48,6 +48,7 @@ def save(folder: str, target: Target, *, mined_at: int | None, reports: Sequence
             data_fingerprint=hard_negatives.data_fingerprint,
             schedule=schedule,
             epoch_topics=live.epoch_topics,
+            previous_scores=live.previous_scores,
         ),
     )
 
