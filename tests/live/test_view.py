@@ -30,7 +30,11 @@ def test_a_stand_in_is_a_text_without_an_id():
     view = live_view()
     ids = ids_of(1)
     ids[2] = [5, -5 - 2, -0 - 2]
+    ids[3] = [0, 1, -9 - 2]
     view.table.write(ids)
+    found = view.resolve(np.array([3]), [*view.column_names, "label"])
+    assert [found[name][0] for name in view.negative_names] == ["text 0", "text 1", "text 9"]
+    assert found["label"][0][4:] == [0, 1, -1]
     found = view.resolve(np.array([2, 1]), [*view.column_names, "label"])
     assert [found[name][0] for name in view.negative_names] == ["text 5", "text 5", "text 0"]
     assert found["label"][0] == [2, 1002, 2002, MILLION, 5, -1, -1]
@@ -42,6 +46,7 @@ def test_an_empty_slot_is_never_read_as_a_text():
     """-1 would be the last text of the corpus; the row is named instead."""
     view = live_view()
     ids = ids_of(1)
+    ids[1] = [0, 0, 0]
     ids[4, 1] = -1
     view.table.write(ids)
     message = (
@@ -51,7 +56,7 @@ def test_an_empty_slot_is_never_read_as_a_text():
     with pytest.raises(ValueError, match=whole(message)):
         view.resolve(np.array([1, 4]), ["negative_1"])
     found = view.resolve(np.array([1, 5]), ["negative_1"])["negative_1"]
-    assert found == [row_of(1, 1)["negative_1"], row_of(5, 1)["negative_1"]]
+    assert found == ["text 0", row_of(5, 1)["negative_1"]]
 
 
 def test_a_schedule_shows_fewer_negatives():
