@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from st_hardneg.config import MiningConfig
     from st_hardneg.dataset import HardNegativeDataset
     from st_hardneg.drop_in import mine_hard_negatives
-    from st_hardneg.errors import HardNegativeError, MiningError, MissingExtraError, NotMinedError
+    from st_hardneg.errors import HardNegativeError, MiningError, MissingExtraError, NotMinedError, PushError
     from st_hardneg.mapping import HardNegativeMiner
     from st_hardneg.mining.task import Guide
     from st_hardneg.report import MiningReport
@@ -42,6 +42,7 @@ __all__ = [
     "NotMinedError",
     "PerEpoch",
     "Progress",
+    "PushError",
     "SimANS",
     "Softmax",
     "Stage",
@@ -56,7 +57,7 @@ _ROOMS = {
     "config": ("MiningConfig",),
     "dataset": ("HardNegativeDataset",),
     "drop_in": ("mine_hard_negatives",),
-    "errors": ("HardNegativeError", "MiningError", "MissingExtraError", "NotMinedError"),
+    "errors": ("HardNegativeError", "MiningError", "MissingExtraError", "NotMinedError", "PushError"),
     "mapping": ("HardNegativeMiner",),
     "mining.task": ("Guide",),
     "report": ("MiningReport",),

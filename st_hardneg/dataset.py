@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from st_hardneg.arguments import check_num_topics
 from st_hardneg.candidates import Mining
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
+from st_hardneg.encoders.described import describe_model
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
+from st_hardneg.publishing import PublishedDataset
 from st_hardneg.report import MiningReport
 from st_hardneg.views import ViewedDataset
 from st_hardneg.wrapping import Help, Wrapped, wrap
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, ViewedDataset):
+class HardNegativeDataset(FromLayouts, PublishedDataset, ViewedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -266,7 +269,7 @@ class HardNegativeDataset(FromLayouts, ViewedDataset):
         """
         config = config or self.config
         encoder = encoder_for(model, encodings or Encodings.from_config(config, self.batch_size))
-        return mine(
+        mining = mine(
             self._wrapped.task,
             encoder,
             config,
@@ -279,6 +282,7 @@ class HardNegativeDataset(FromLayouts, ViewedDataset):
             show_progress_bar=show_progress_bar,
             between_chunks=between_chunks,
         )
+        return replace(mining, report=replace(mining.report, model=describe_model(model)))
 
     def check_in_force(self, config: MiningConfig) -> None:
         """Raise if this dataset cannot be mined with a recipe that a schedule has changed.

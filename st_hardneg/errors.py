@@ -4,6 +4,7 @@
   x NotMinedError: negatives were asked for before any were mined.
   x MissingExtraError: an optional dependency is not installed.
   x MiningError: a mining run failed on its input, and nothing was changed.
+  x PushError: what was mined could not be pushed; the repository is as it was.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ def check_takes(function: Callable[..., Any], what: str, *names: str) -> None:
         raise TypeError(
             f"Expected {what} to take the arguments ({', '.join(names)}), got `{signature}`. Change what it takes."
         ) from None
+
+
+class PushError(HardNegativeError, RuntimeError):
+    """What was mined could not be pushed; the repository is as it was."""
 
 
 def require_extra(module: str, extra: str, wanted_by: str) -> None:

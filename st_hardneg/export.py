@@ -1,8 +1,7 @@
-"""What a mined dataset gives away: copies, provenance, files, and what is pushed to the Hub."""
+"""What a mined dataset gives away: copies, provenance, and files."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,10 +20,10 @@ from st_hardneg.errors import MiningError, NotMinedError
 from st_hardneg.files.save import SavedState, read, save
 from st_hardneg.files.schema import damaged
 from st_hardneg.formats.sentence_transformers import OutputFormat, with_other_columns, write_rows
-from st_hardneg.live.negatives import MANY_ROWS, LiveNegatives
+from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.risk import most_doubtful
 from st_hardneg.mining.task import Task
-from st_hardneg.publish.hub import keep_info, push_mined
+from st_hardneg.publish.hub import keep_info
 from st_hardneg.publish.provenance import provenance_dataset
 from st_hardneg.report import MiningReport
 from st_hardneg.sources.build import name_sources
@@ -34,8 +33,6 @@ from st_hardneg.wrapping import Help, Wrapped
 if TYPE_CHECKING:
     from st_hardneg.mining.filters import ExtraFilter
     from st_hardneg.search import Searcher
-
-logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="MinedDataset")
 
@@ -258,59 +255,6 @@ class MinedDataset:
         loaded.live = LiveNegatives(saved.pairs, saved.corpus, saved.config.num_negatives)
         loaded.live.load(saved.mining and saved.mining.recoded(named.names), saved.num_minings, saved.live_rows)
         return loaded
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        config_name: str = "default",
-        *,
-        split: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-        output_format: OutputFormat = "n-tuple",
-    ) -> Any:
-        """Publish the negatives as a plain dataset: ``load_dataset(repo_id)`` reads it back, without this package.
-
-        What is published under ``config_name`` can be trained on as it is; ids, scores, ranks and sources are in a
-        second configuration named ``provenance`` (``{config_name}-provenance`` for another name than ``default``).
-
-        Args:
-            repo_id: The dataset repository, such as ``"me/nq-hard-negatives"``.
-            config_name: Name of the configuration.
-            split: Name of the split; the wrapped dataset's, or ``"train"``.
-            private: Whether a new repository is private.
-            token: An access token; the stored one if None.
-            revision: Branch to push to.
-            commit_message: Message of the commit.
-            output_format: As for :meth:`to_dataset`.
-
-        Returns:
-            What ``datasets.Dataset.push_to_hub`` returns for the main configuration.
-
-        Raises:
-            NotMinedError: If nothing was mined yet.
-        """
-        self._mined("push_to_hub()")
-        dataset, num_rows = self.to_dataset(output_format), self._wrapped.pairs.num_rows
-        if output_format == "n-tuple" and len(dataset) < (1 - MANY_ROWS) * num_rows:
-            logger.warning(
-                f"{num_rows - len(dataset):,} of {num_rows:,} rows have an empty slot and are not published as tuples. "
-                '`shortfall="random"` fills them; `output_format="triplet"` has a row for every negative there is.'
-            )
-        return push_mined(
-            dataset,
-            self.provenance(),
-            repo_id,
-            config_name,
-            source=self._wrapped.rows.dataset.info,
-            split=split or str(self._wrapped.rows.dataset.split or "train"),
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-        )
 
 
 def _num_topics(path: str | os.PathLike[str], saved: SavedState) -> int | None:

@@ -60,6 +60,7 @@ class MiningReport:
             queries), from 1; None where no bound of the recipe follows it.
         doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls
             from one mining to the next.
+        model: The model that was mined with: ``kind``, ``name`` and ``weights``, as far as they can be told.
         columns: Names of the anchor and the positive column.
         notes: What deserves attention, in words.
         further: What a later version of this package has noted besides.
@@ -101,6 +102,7 @@ class MiningReport:
     recall: float | None = None
     typical_rank: float | None = None
     doubt: float | None = None
+    model: Mapping[str, str] = field(default_factory=dict)
     columns: Sequence[str] = ()
     notes: Sequence[str] = ()
     further: Mapping[str, Any] = field(default_factory=dict)

@@ -29,7 +29,7 @@ FLOORS = [
     {"publish"},
     {"arguments", "layouts"},
     {"wrapping"},
-    {"export"},
+    {"export", "publishing"},
     {"views"},
     {"dataset"},
     {"mapping", "drop_in"},

@@ -1,20 +1,21 @@
-"""Pushing: two plain configurations, and a card that is true after every push."""
+"""Pushing to a stand-in of the Hub: one commit with everything in it, or nothing at all; a card that is true."""
 
 from __future__ import annotations
 
-import glob
-import json
-import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetInfo, Features, SplitInfo, Value, arrow_dataset, load_dataset
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import DatasetCard
+from datasets import Dataset, DatasetInfo, Features, Value, load_dataset
+from huggingface_hub import DatasetCard, constants
 
-from st_hardneg.publish import hub
-from st_hardneg.publish.hub import keep_info, push_mined, source_of
+from st_hardneg import HardNegativeDataset, MiningConfig, PushError
+from st_hardneg.publish import hub as room
+from st_hardneg.publish.card import Contents, source_of
+from st_hardneg.publish.hub import Target, keep_info, publish
+from st_hardneg.report import MiningReport
+from tests.publish.stand_in import Hub, faults_of_card, running_hub
 
 INFO = DatasetInfo(
     description="Questions.",
@@ -23,184 +24,295 @@ INFO = DatasetInfo(
     homepage="https://example.org",
     dataset_name="questions",
 )
-
-
-class Repository:
-    """A repository in a folder. The card is written by the host's own code, as when it pushes."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.pushes, self.written = folder, [], 0
-        monkeypatch.setattr(
-            Dataset, "push_to_hub", lambda dataset, *args, **options: self.push(dataset, *args, **options)
-        )
-        monkeypatch.setattr(hub, "read_card", lambda *_, **place: self.card())
-        monkeypatch.setattr(hub, "write_card", lambda _, card, **place: self.write(card))
-
-    def push(self, dataset: Dataset, repo_id: str, config_name: str = "default", *, split: str = "train", **options):
-        self.pushes.append((repo_id, config_name, {"split": split, **options}))
-        data_dir = "data" if config_name == "default" else config_name
-        before = sum(os.path.getsize(path) for path in glob.glob(str(self.folder / data_dir / f"{split}-*")))
-        path = self.folder / data_dir / f"{split}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = dataset.to_parquet(str(path))
-        card, _ = arrow_dataset._get_updated_dataset_card(
-            fs=DirFileSystem(path=str(self.folder), fs=LocalFileSystem()),
-            config_name=config_name,
-            splits_info=[SplitInfo(split, num_bytes=size, num_examples=len(dataset))],
-            features=dataset.features,
-            data_dir=data_dir,
-            set_default=None,
-            uploaded_sizes=[size],
-            deleted_sizes=[before],
-            remove_other_splits=False,
-        )
-        (self.folder / "README.md").write_text(str(card), encoding="utf-8")
-        return f"pushed {config_name}"
-
-    def card(self) -> DatasetCard | None:
-        path = self.folder / "README.md"
-        return DatasetCard.load(path) if path.exists() else None
-
-    def write(self, card: DatasetCard) -> None:
-        self.written += 1
-        (self.folder / "README.md").write_text(str(card), encoding="utf-8")
-
-    def load(self, config_name: str, cache: Path, split: str = "train") -> Dataset:
-        return load_dataset(str(self.folder), config_name, split=split, cache_dir=str(cache))
-
-
-@pytest.fixture
-def repository(tmp_path, monkeypatch) -> Repository:
-    (tmp_path / "repository").mkdir()
-    return Repository(tmp_path / "repository", monkeypatch)
-
-
-def tuples(width: int) -> Dataset:
-    return Dataset.from_dict(
-        {name: ["a", "b"] for name in ("anchor", "positive", *(f"negative_{i}" for i in range(width)))}
-    )
-
-
+TOKEN = "hf_ThisIsASecretThatNobodyMayRead"
+FIGURE = "<svg xmlns='http://www.w3.org/2000/svg'/>"
 PROVENANCE = Dataset.from_dict({"row": [0, 1], "negative_ids": [["x"], ["y"]]})
 
 
-def test_two_configurations_are_pushed(repository, tmp_path):
-    """The default one can be trained on; both are read back without this package."""
-    done = push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO, split="train", private=True, token="t")
-    assert done == "pushed default"
-    assert [(repo, name) for repo, name, _ in repository.pushes] == [
-        ("me/mined", "default"),
-        ("me/mined", "provenance"),
-    ]
-    assert all(options == {"split": "train", "private": True, "token": "t"} for _, _, options in repository.pushes)
-    assert repository.load("default", tmp_path / "cache").to_dict() == tuples(2).to_dict()
-    assert repository.load("provenance", tmp_path / "cache").to_dict() == PROVENANCE.to_dict()
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in of the Hub that this process may ask."""
+    with running_hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(room, "new_folder", lambda: str(tmp_path / "ready" / "dataset"))
+        yield running
 
 
-def test_another_configuration_has_its_own_provenance(repository):
-    """Named after it."""
-    push_mined(tuples(1), PROVENANCE, "me/mined", "hard", source=DatasetInfo())
-    assert [name for _, name, _ in repository.pushes] == ["hard", "hard-provenance"]
+def tuples(width: int, text: str = "a") -> Dataset:
+    names = ("anchor", "positive", *(f"negative_{i}" for i in range(width)))
+    return Dataset.from_dict({name: [text, "b"] for name in names})
 
 
-def test_the_card_says_where_the_rows_come_from(repository):
-    """License, citation and description are those of the wrapped dataset."""
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    card = repository.card()
-    assert card.data.license == "cc-by-sa-4.0" and card.data.source_datasets == ["questions"]
-    for text in ("Hard negatives for questions.", "Questions.", "@misc{questions}", "https://example.org"):
-        assert text in card.text
-    assert [one["config_name"] for one in card.data.dataset_info] == ["default", "provenance"]
-
-
-def test_a_license_that_is_a_text_stands_in_the_body(repository):
-    """The Hub takes names only."""
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=DatasetInfo(license="You may\nread this."))
-    card = repository.card()
-    assert card.data.license is None and "## License\n\nYou may\nread this." in card.text
-
-
-def test_a_second_push_with_other_columns_is_read_back(repository, tmp_path):
-    """`datasets` keeps the columns of the first push in the card (huggingface/datasets#8608), and fails to load."""
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    other = PROVENANCE.add_column("negative_source_scores", [[1.0], [2.0]])
-    push_mined(tuples(5), other, "me/mined", "default", source=INFO)
-    assert repository.load("default", tmp_path / "cache").column_names == tuples(5).column_names
-    assert repository.load("provenance", tmp_path / "cache").to_dict() == other.to_dict()
-    # Text for numbers: only the types differ.
-    numbers = Dataset.from_dict({"anchor": [1], "positive": [2]})
-    push_mined(numbers, other, "me/mined", "default", source=INFO)
-    found = repository.load("default", tmp_path / "cache")
-    assert found.features == Features({"anchor": Value("int64"), "positive": Value("int64")})
-
-
-def test_the_host_still_needs_this(repository):
-    """If `datasets` one day writes the columns that it pushes, the correction can go."""
-    repository.push(tuples(2), "me/mined")
-    repository.push(tuples(3), "me/mined")
-    assert len(repository.card().data.dataset_info["features"]) == 4
-
-
-def test_one_more_split(repository, tmp_path):
-    """Beside another one with the same columns; with others it is refused before anything is pushed."""
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO, split="test")
-    for split in ("train", "test"):
-        assert repository.load("default", tmp_path / "cache", split).to_dict() == tuples(2).to_dict()
-    count = len(repository.pushes)
-    with pytest.raises(ValueError, match=r"'default' of 'me/mined' has the splits \['train'\] with other columns"):
-        push_mined(tuples(3), PROVENANCE, "me/mined", "default", source=INFO, split="test")
-    with pytest.raises(ValueError, match=r"'provenance' of 'me/mined' has the splits \['train'\] with other columns"):
-        changed = PROVENANCE.add_column("x", [1, 2])
-        push_mined(tuples(2), changed, "me/mined", "default", source=INFO, split="test")
-    assert len(repository.pushes) == count
-
-
-def test_what_others_have_written_into_the_card_stays(repository):
-    """Their text, their license, and configurations that are not ours."""
-    (repository.folder / "README.md").write_text(
-        "---\nlicense: mit\ntags:\n- mine\n---\n# My words\n", encoding="utf-8"
+def contents(
+    main: Dataset,
+    beside: Dataset = PROVENANCE,
+    *,
+    config_name: str = "default",
+    split: str = "train",
+    source: DatasetInfo = INFO,
+    output_format: str = "n-tuple",
+) -> Contents:
+    name = "provenance" if config_name == "default" else f"{config_name}-provenance"
+    report = MiningReport(columns=("anchor", "positive"), model={"kind": "SentenceTransformer", "name": "me/model"})
+    parts, recipe = {config_name: main, name: beside}, MiningConfig().to_dict()
+    return Contents(
+        "me/mined", config_name, split, parts, output_format, source, None, recipe, report, ("guide",), "9.9"
     )
-    repository.push(tuples(1), "me/mined", "theirs")
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    card = repository.card()
-    assert card.text.strip() == "# My words" and card.data.license == "mit" and card.data.tags == ["mine"]
-    assert [one["config_name"] for one in card.data.dataset_info] == ["default", "provenance", "theirs"]
 
 
-def test_a_card_that_is_true_is_not_written_again(repository):
-    """A second push of the same makes no third commit."""
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    written = repository.written
-    push_mined(tuples(2), PROVENANCE, "me/mined", "default", source=INFO)
-    assert repository.written == written == 1
+def push(*args: object, **options: object) -> object:
+    return publish(contents(*args, **options), FIGURE, Target(TOKEN))
 
 
-def test_the_card_is_read_and_written_where_it_was_pushed(monkeypatch, tmp_path):
-    """With the token and on the branch; a repository without a card has none."""
-    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nWords\n", encoding="utf-8")
-    calls = []
+def files_of(hub: Hub, branch: str = "main") -> dict[str, bytes]:
+    return hub.files["me/mined"][branch]
 
-    class Api:
-        def __init__(self, token):
-            calls.append(token)
 
-        def hf_hub_download(self, repo_id, name, **options):
-            calls.append((repo_id, name, options))
-            if repo_id == "me/none":
-                raise hub.EntryNotFoundError("no card")
-            return str(tmp_path / "README.md")
+def card_of(hub: Hub) -> DatasetCard:
+    return DatasetCard(files_of(hub)["README.md"].decode())
 
-        def upload_file(self, **options):
-            calls.append(options)
 
-    monkeypatch.setattr(hub, "HfApi", Api)
-    card = hub.read_card("me/mined", token="t", revision="b")
-    assert card.text.strip() == "Words" and hub.read_card("me/none", token=None, revision=None) is None
-    hub.write_card("me/mined", card, token="t", revision="b")
-    assert calls[:2] == ["t", ("me/mined", "README.md", {"repo_type": "dataset", "revision": "b"})]
-    assert (calls[-1]["repo_id"], calls[-1]["revision"], calls[-1]["path_in_repo"]) == ("me/mined", "b", "README.md")
-    assert calls[-1]["path_or_fileobj"] == str(card).encode()
+def loaded(hub: Hub, folder: Path, config_name: str = "default", split: str = "train") -> Dataset:
+    for name, content in files_of(hub).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return load_dataset(str(folder), config_name, split=split, cache_dir=str(folder / ".cache"))
+
+
+def test_one_commit_holds_everything(hub, tmp_path):
+    """Data, provenance, recipe, report, figure and card; both configurations are read back without this package."""
+    push(tuples(2))
+    (commit,) = hub.commits
+    assert commit["added"] == [
+        "README.md",
+        "data/train-00000-of-00001.parquet",
+        "provenance/train-00000-of-00001.parquet",
+        "recipe.yaml",
+        "report.json",
+        "scores.svg",
+    ]
+    assert not (tmp_path / "ready").exists()  # nothing is left on this machine
+    assert loaded(hub, tmp_path / "a").to_dict() == tuples(2).to_dict()
+    assert loaded(hub, tmp_path / "b", "provenance").to_dict() == PROVENANCE.to_dict()
+    assert hub.tokens == {f"Bearer {TOKEN}"} or hub.tokens == {f"Bearer {TOKEN}", None}
+    assert not any(TOKEN.encode() in content for content in files_of(hub).values())
+
+
+def test_another_configuration_stands_beside(hub, tmp_path):
+    """With files and a section of the card of its own."""
+    push(tuples(1))
+    push(tuples(3, "other"), config_name="hard")
+    assert len(hub.commits) == 2 and hub.commits[1]["deleted"] == []
+    assert {"hard/recipe.yaml", "hard/scores.svg", "hard-provenance/train-00000-of-00001.parquet"} <= set(files_of(hub))
+    card = card_of(hub)
+    assert card.text.count("# Hard negatives for questions") == 2 and "](hard/scores.svg)" in card.text
+    assert 'load_dataset("me/mined", "hard", split="train")' in card.text
+    assert loaded(hub, tmp_path / "a").to_dict() == tuples(1).to_dict()
+    assert loaded(hub, tmp_path / "b", "hard").to_dict() == tuples(3, "other").to_dict()
+
+
+def test_a_second_push_takes_the_place_of_the_first(hub, tmp_path):
+    """Shards that are no longer part of it go in the same commit; columns in the card are those that are pushed."""
+    push(tuples(2))
+    files_of(hub)["data/train-00001-of-00002.parquet"] = b"of an earlier push in two shards"
+    numbers = Dataset.from_dict({"anchor": [1], "positive": [2]})
+    push(numbers)
+    assert hub.commits[1]["deleted"] == ["data/train-00001-of-00002.parquet"]
+    assert loaded(hub, tmp_path / "a").features == Features({"anchor": Value("int64"), "positive": Value("int64")})
+    assert card_of(hub).text.count("# Hard negatives for") == 1
+
+
+def test_one_more_split(hub, tmp_path):
+    """Beside another one with the same columns; with others it is refused before anything is pushed."""
+    push(tuples(2))
+    push(tuples(2, "test"), split="test")
+    for split, text in (("train", "a"), ("test", "test")):
+        assert loaded(hub, tmp_path / split, split=split).to_dict() == tuples(2, text).to_dict()
+    with pytest.raises(ValueError, match=r"'default' of 'me/mined' has the splits \['train'\] with other columns"):
+        push(tuples(3), split="test")
+    with pytest.raises(ValueError, match=r"'provenance' of 'me/mined' has the splits \['train'\] with other columns"):
+        push(tuples(2), PROVENANCE.add_column("x", [1, 2]), split="test")
+    assert len(hub.commits) == 2
+
+
+def test_what_others_have_written_into_the_card_stays(hub):
+    """Their text around ours, their license, their tags, and configurations that are not ours."""
+    push(tuples(1))
+    theirs = card_of(hub)
+    theirs.data["license"], theirs.data["tags"] = "mit", ["mine"]
+    theirs.data["configs"] = [*theirs.data["configs"], {"config_name": "theirs", "data_files": "theirs.csv"}]
+    text = f"---\n{theirs.data.to_yaml()}\n---\n# My words\n{theirs.text}\nAnd my last ones.\n"
+    files_of(hub)["README.md"] = text.encode()
+    push(tuples(2))
+    card = card_of(hub)
+    assert card.text.strip().startswith("# My words") and card.text.strip().endswith("And my last ones.")
+    assert card.text.count("# Hard negatives for questions") == 1 and "`negative_1`" in card.text
+    assert card.data.license == "mit" and card.data.tags == [
+        "mine",
+        "hard-negatives",
+        "sentence-transformers",
+        "st_hardneg",
+    ]
+    assert sorted(one["config_name"] for one in card.data["configs"]) == ["default", "provenance", "theirs"]
+
+
+def test_a_card_without_our_section_is_continued(hub):
+    """Its words stand first."""
+    hub.files["me/mined"] = {"main": {"README.md": b"# Theirs\n\nWords.\n"}}
+    push(tuples(1))
+    assert card_of(hub).text.strip().startswith("# Theirs\n\nWords.\n\n<!-- st_hardneg: begin default -->")
+
+
+def test_data_of_others_is_not_hidden(hub):
+    """A card that names configurations would make `load_dataset` blind for files that it does not name."""
+    hub.files["me/mined"] = {"main": {"train.csv": b"a,b\n1,2\n"}}
+    with pytest.raises(ValueError, match=r"holds data that its card says nothing of, such as 'train.csv'"):
+        push(tuples(1))
+    assert not hub.commits
+
+
+@pytest.mark.parametrize("output_format", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
+def test_the_card_is_what_the_hub_takes(hub, output_format):
+    """Metadata by the Hub's schema, by `huggingface_hub`'s own check, and everything in words."""
+    push(tuples(2), output_format=output_format)
+    card = card_of(hub)
+    card.validate()
+    assert faults_of_card(str(card)) == [] and ("POST", "/api/validate-yaml") in hub.asked
+    data = card.data.to_dict()
+    assert data["license"] == "cc-by-sa-4.0" and data["source_datasets"] == ["questions"]
+    assert "hard-negatives" in data["tags"] and data["size_categories"] == ["n<1K"]
+    assert [one["config_name"] for one in data["dataset_info"]] == ["default", "provenance"]
+    for text in (
+        "# Hard negatives for questions",
+        "Questions.",
+        "https://example.org",
+        "| model | me/model |",
+        "| helped by | `guide` |",
+        "](scores.svg)",
+        "num_negatives: 3",
+        "retrieved",
+        'load_dataset("me/mined", split="train")',
+        "That of the source: cc-by-sa-4.0.",
+        "@misc{questions}",
+    ):
+        assert text in card.text
+
+
+def test_the_check_can_fail(hub):
+    """A card that the Hub would not take does not pass the stand-in either."""
+    bad = DatasetCard("---\ntags: hard\nconfigs:\n- config_name: a\nsize_categories:\n- many\n---\n")
+    with pytest.raises(ValueError, match="tags is no list"):
+        bad.validate()
+    assert len(faults_of_card(str(bad))) == 3
+
+
+def test_a_license_that_is_a_text_stands_in_the_body(hub):
+    """The Hub takes names only."""
+    push(tuples(2), source=DatasetInfo(license="You may\nread this."))
+    card = card_of(hub)
+    assert card.data.license == "other" and "You may\nread this." in card.text
+    push(tuples(2), config_name="none", source=DatasetInfo())
+    assert "The source states no license" in card_of(hub).text
+
+
+def test_license_and_citation_are_read_from_the_repository_of_the_source(hub):
+    """`datasets` does not keep what a card says."""
+    card = (
+        "---\nlicense: odc-by\nlanguage: en\n---\n# Pairs\n\n## Citation\n\n```bibtex\n@misc{pairs}\n```\n\n## More\n"
+    )
+    hub.files["me/pairs"] = {"main": {"README.md": card.encode()}}
+    push(tuples(2), source=DatasetInfo(download_checksums={"hf://datasets/me/pairs@1a2b/train.parquet": {}}))
+    found = card_of(hub)
+    assert found.data.license == "odc-by" and found.data.language == ["en"]
+    assert found.data.source_datasets == ["me/pairs"] and "@misc{pairs}" in found.text and "## More" not in found.text
+
+
+def test_an_own_branch(hub):
+    """The main one stays as it is."""
+    publish(contents(tuples(2)), FIGURE, Target(TOKEN, revision="v2", commit_message="Mined anew"))
+    assert "README.md" in files_of(hub, "v2") and "README.md" not in files_of(hub)
+    assert hub.commits[0]["message"] == "Mined anew"
+
+
+FAILURES: list[tuple[str, Callable[[Hub], object], str]] = [
+    (
+        "a token that may not write",
+        lambda hub: hub.answers.update({"/repos/create": 403}),
+        "Log in with `hf auth login`",
+    ),
+    ("a fault of the Hub", lambda hub: hub.answers.update({"/commit/": 500}), "the Hub answered 500"),
+    ("large files not taken", lambda hub: hub.answers.update({"/lfs/": 400}), "Check the connection"),
+    ("somebody was faster", lambda hub: hub.answers.update({"/commit/": 412}), "somebody has changed the repository"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "words"), [one[1:] for one in FAILURES], ids=[one[0] for one in FAILURES])
+def test_a_failed_push_loses_nothing(hub, tmp_path, monkeypatch, break_it, words):
+    """The repository is as it was, everything is ready in a folder, the error says what to do, and a second try works."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    push(tuples(1))
+    before = dict(files_of(hub))
+    break_it(hub)
+    with pytest.raises(PushError, match=re.escape(words)) as failed:
+        push(tuples(2))
+    ready = tmp_path / "ready" / "dataset"
+    assert f"`hf upload me/mined {ready} --repo-type dataset`" in str(failed.value) and TOKEN not in str(failed.value)
+    assert files_of(hub) == before and len(hub.commits) == 1
+    assert load_dataset(str(ready), split="train", cache_dir=str(tmp_path / "c")).column_names == tuples(2).column_names
+    hub.answers.clear()
+    push(tuples(2))
+    assert len(hub.commits) == 2 and loaded(hub, tmp_path / "a").to_dict() == tuples(2).to_dict()
+
+
+def test_no_network(tmp_path, monkeypatch):
+    """It says so, names the folder, and the folder is whole."""
+    monkeypatch.setattr(room, "new_folder", lambda: str(tmp_path / "ready" / "dataset"))
+    with pytest.raises(PushError, match="the Hub may not be asked"):
+        push(tuples(2))
+    assert DatasetCard.load(tmp_path / "ready" / "dataset" / "README.md").data.license == "cc-by-sa-4.0"
+
+
+def test_no_name_of_a_repository(hub):
+    """It says what one looks like."""
+    with pytest.raises(PushError, match="that is no name of a repository"):
+        publish(
+            Contents("a/b/c", "default", "train", {"default": tuples(1)}, "n-tuple", INFO, None, {}, MiningReport()),
+            FIGURE,
+            Target(),
+        )
+
+
+def test_a_folder_is_written_and_nothing_is_asked(tmp_path, bag_of_words, word_pairs):
+    """`dry_run=True` names a new folder, else the folder that is given; another's folder is left alone."""
+    hard_negatives = HardNegativeDataset(word_pairs, num_negatives=3)
+    hard_negatives.mine(bag_of_words, show_progress_bar=False)
+    given = tmp_path / "mined"
+    assert hard_negatives.push_to_hub("me/mined", dry_run=given) == str(given)
+    assert hard_negatives.push_to_hub("me/mined", dry_run=given) == str(given)  # what it wrote itself, it replaces
+    folder = Path(hard_negatives.push_to_hub("me/mined", dry_run=True))
+    for one in (given, folder):
+        found = load_dataset(str(one), split="train", cache_dir=str(tmp_path / "cache"))
+        assert found.to_dict() == hard_negatives.to_dataset("n-tuple").to_dict()
+    card = DatasetCard.load(folder / "README.md")
+    assert faults_of_card(str(card)) == [] and hard_negatives.report.model["weights"] in card.text
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").write_text("theirs")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        hard_negatives.push_to_hub("me/mined", dry_run=tmp_path / "theirs")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["file"]
+
+
+def test_large_configurations_go_in_shards(tmp_path, monkeypatch):
+    """In order, and read back whole."""
+    monkeypatch.setattr("st_hardneg.publish.folder._SHARD_BYTES", 100)
+    main = Dataset.from_dict({"anchor": [f"text {i}" for i in range(40)]})
+    publish(contents(main), FIGURE, Target(), tmp_path / "out")
+    assert len(list((tmp_path / "out" / "data").iterdir())) > 2
+    found = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert found.to_dict() == main.to_dict()
 
 
 def test_where_a_dataset_was_loaded_from():
@@ -216,7 +328,6 @@ def test_where_a_dataset_was_loaded_from():
 
 def test_a_copy_keeps_what_its_source_says_of_itself():
     """And its own columns."""
-    source = Dataset.from_dict({"a": [1]}, info=INFO)
-    made = keep_info(tuples(1), source)
-    assert json.dumps(made.info.description) == '"Questions."' and made.info.license == "cc-by-sa-4.0"
+    made = keep_info(tuples(1), Dataset.from_dict({"a": [1]}, info=INFO))
+    assert made.info.description == "Questions." and made.info.license == "cc-by-sa-4.0"
     assert made.info.dataset_name == "questions" and list(made.info.features) == ["anchor", "positive", "negative_0"]

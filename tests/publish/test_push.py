@@ -6,10 +6,10 @@ import json
 import logging
 
 import pytest
-from datasets import Dataset, DatasetInfo
+from datasets import DatasetInfo, load_dataset
+from huggingface_hub import DatasetCard
 
-from st_hardneg import HardNegativeDataset, MiningConfig, NotMinedError
-from st_hardneg.publish import hub
+from st_hardneg import HardNegativeDataset, MiningConfig, NotMinedError, publishing
 
 TOKEN = "hf_ThisIsASecretThatNobodyMayRead"
 
@@ -21,20 +21,11 @@ def mined(bag_of_words, word_pairs) -> HardNegativeDataset:
     return hard_negatives
 
 
-@pytest.fixture
-def pushed(monkeypatch) -> list[tuple[Dataset, tuple, dict]]:
-    """What is pushed, in place of pushing it."""
-    calls: list[tuple[Dataset, tuple, dict]] = []
-    monkeypatch.setattr(Dataset, "push_to_hub", lambda self, *args, **options: calls.append((self, args, options)))
-    return calls
-
-
-def test_plain_datasets_are_pushed(mined, pushed):
+def test_plain_datasets_are_pushed(mined, tmp_path):
     """The default configuration can be trained on; ids, scores and sources are in another one."""
-    mined.push_to_hub("me/mined", private=True, token="hf_secret")
-    (main, main_args, options), (beside, beside_args, _) = pushed
-    assert main_args == ("me/mined", "default") and beside_args == ("me/mined", "provenance")
-    assert options["split"] == "train" and options["private"] is True and options["token"] == "hf_secret"
+    folder = mined.push_to_hub("me/mined", private=True, dry_run=tmp_path / "out")
+    main = load_dataset(folder, split="train", cache_dir=str(tmp_path / "cache"))
+    beside = load_dataset(folder, "provenance", split="train", cache_dir=str(tmp_path / "cache"))
     assert main.column_names == ["anchor", "positive", "negative_1", "negative_2", "negative_3"]
     assert main.format["type"] is None and all(feature.dtype == "string" for feature in main.features.values())
     assert beside.column_names == [
@@ -51,39 +42,53 @@ def test_plain_datasets_are_pushed(mined, pushed):
     assert beside.to_dict() == mined.provenance().to_dict()
 
 
-def test_what_the_wrapped_dataset_says_of_itself_is_kept(bag_of_words, word_pairs, pushed, monkeypatch):
+def test_what_the_wrapped_dataset_says_of_itself_is_kept(bag_of_words, word_pairs, tmp_path):
     """License, citation, description and name, in copies and in the card."""
     info = DatasetInfo(description="Words.", citation="@misc{w}", license="mit", dataset_name="words")
     for name in ("description", "citation", "license", "dataset_name"):
         setattr(word_pairs.info, name, getattr(info, name))
     hard_negatives = HardNegativeDataset(word_pairs, config=MiningConfig(num_negatives=3))
     hard_negatives.mine(bag_of_words, show_progress_bar=False)
-    written = []
-    monkeypatch.setattr(hub, "read_card", lambda *_, **__: hub.DatasetCard("---\n{}\n---\n"))
-    monkeypatch.setattr(hub, "write_card", lambda _, card, **__: written.append(card))
-    hard_negatives.push_to_hub("me/mined")
-    for dataset in (pushed[0][0], hard_negatives.to_dataset("triplet")):
-        assert (dataset.info.license, dataset.info.citation) == ("mit", "@misc{w}")
-        assert (dataset.info.description, dataset.info.dataset_name) == ("Words.", "words")
-    (card,) = written
-    assert card.data.license == "mit" and "@misc{w}" in card.text and "Hard negatives for words." in card.text
+    dataset = hard_negatives.to_dataset("triplet")
+    assert (dataset.info.license, dataset.info.citation) == ("mit", "@misc{w}")
+    assert (dataset.info.description, dataset.info.dataset_name) == ("Words.", "words")
+    card = DatasetCard.load(hard_negatives.push_to_hub("me/mined", dry_run=tmp_path / "out") + "/README.md")
+    assert card.data.license == "mit" and "@misc{w}" in card.text and "Hard negatives for words" in card.text
 
 
-def test_nothing_is_pushed_before_it_is_mined(word_pairs, pushed):
+def test_nothing_is_pushed_before_it_is_mined(word_pairs):
     """It says to mine first."""
     with pytest.raises(NotMinedError):
         HardNegativeDataset(word_pairs).push_to_hub("me/x")
-    assert not pushed
 
 
-def test_a_token_goes_to_datasets_and_nowhere_else(mined, pushed, monkeypatch, tmp_path, caplog, capsys):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"config_name": "data"}, "Expected `config_name` to be letters"),
+        ({"config_name": "../up"}, "Expected `config_name` to be letters"),
+        ({"config_name": "provenance"}, "Expected `config_name` to be letters"),
+        ({"split": "train/1"}, "Expected `split` to be words"),
+        ({"output_format": "pairs"}, "Invalid output_format"),
+    ],
+)
+def test_names_that_cannot_be(mined, options, words, tmp_path):
+    """Nothing is written."""
+    with pytest.raises(ValueError, match=words):
+        mined.push_to_hub("me/x", dry_run=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_token_goes_to_the_hub_and_nowhere_else(mined, monkeypatch, tmp_path, caplog, capsys):
     """Neither when pushing, nor when it fails, nor into what is saved."""
+    targets = []
+    monkeypatch.setattr(publishing, "publish", lambda *args: targets.append(args[2]))
     with caplog.at_level(logging.DEBUG):
         mined.push_to_hub("me/x", token=TOKEN)
-        monkeypatch.setattr(Dataset, "push_to_hub", lambda self, *_, **options: 1 / 0)
+        monkeypatch.setattr(publishing, "publish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError) as failed:
             mined.push_to_hub("me/x", token=TOKEN)
-    assert [options["token"] for _, _, options in pushed] == [TOKEN, TOKEN]
+    assert [target.token for target in targets] == [TOKEN] and TOKEN not in repr(targets)
     mined.save_to_disk(tmp_path / "saved")
     shown = [caplog.text, *capsys.readouterr(), repr(mined), str(failed.value), json.dumps(mined.report.to_dict())]
     assert not any(TOKEN in text for text in [*shown, repr(vars(mined)), repr(vars(mined.live))])
