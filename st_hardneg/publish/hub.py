@@ -184,6 +184,8 @@ def _check_other_splits(card: DatasetCard | None, contents: Contents, config_nam
 
 def _what_to_do(repo_id: str, folder: str, error: Exception) -> str:
     """Return the words for a push that failed."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of several files at once, the first that failed
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, OfflineModeIsEnabled):
@@ -209,4 +211,4 @@ def _what_to_do(repo_id: str, folder: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
