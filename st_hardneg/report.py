@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -10,6 +11,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from st_hardneg.pages.figures import report_figures
+from st_hardneg.pages.projection import Projection
+from st_hardneg.pages.report import report_page, short_form
+from st_hardneg.pages.write import write_page
 
 _QUANTILES = {"min": 0.0, "25%": 0.25, "50%": 0.5, "75%": 0.75, "max": 1.0}
 
@@ -63,6 +69,12 @@ class MiningReport:
         model: The model that was mined with: ``kind``, ``name`` and ``weights``, as far as they can be told.
         columns: Names of the anchor and the positive column.
         notes: What deserves attention, in words.
+        risk: Share of the negatives, over a sample of queries, that score at least as high as a right answer or are closer
+            to one than their anchor is, both counted from chance; None where it was not counted.
+        staleness: By how much these negatives are more similar to their anchors than those before them, by the model of
+            now; None at first.
+        figures: What :meth:`save` and :meth:`plot` draw.
+        history: Of every mining before this one, what :meth:`brief` says.
         further: What a later version of this package has noted besides.
     """
 
@@ -105,11 +117,16 @@ class MiningReport:
     model: Mapping[str, str] = field(default_factory=dict)
     columns: Sequence[str] = ()
     notes: Sequence[str] = ()
+    risk: float | None = None
+    staleness: float | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
     further: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        values = {**asdict(self), "notes": list(self.notes), "columns": list(self.columns)}
+        lists = {name: list(getattr(self, name)) for name in ("notes", "columns", "history")}
+        values = {**asdict(self), **lists}
         return {**values.pop("further"), **values}
 
     @classmethod
@@ -128,7 +145,7 @@ class MiningReport:
             if name in values:
                 _check_kind(name, values[name], part)
         known = {name: values[name] for name in names if name in values}
-        for name in {"notes", "columns"} & set(known):
+        for name in {"notes", "columns", "history"} & set(known):
             known[name] = tuple(known[name])  # JSON has no tuples
         return cls(**known, further={name: value for name, value in values.items() if name not in names})
 
@@ -147,6 +164,8 @@ class MiningReport:
                     ("difference", "difference"),
                 )
             },
+            "risk": self.risk,
+            "staleness": self.staleness,
             "recall": self.recall,
             "typical_rank": self.typical_rank,
             "doubt": self.doubt,
@@ -156,6 +175,38 @@ class MiningReport:
             **{name: value for name, value in self.in_force.items() if isinstance(value, (int, float))},
         }
         return {f"mining/{name}": round(float(value), 4) for name, value in values.items() if value is not None}
+
+    def brief(self) -> dict[str, Any]:
+        """Return the figures that are followed over a training, and the step."""
+        return {"step": self.step, **{name.removeprefix("mining/"): value for name, value in self.metrics().items()}}
+
+    def save(self, path: str | os.PathLike[str], *, projection: Projection = "pca") -> None:
+        """Write this report as one page of HTML that needs nothing else: no server, no script, no network.
+
+        Args:
+            path: The file, such as ``"report.html"``; an earlier one is replaced only once the new one is complete.
+            projection: How anchors and texts are laid out in the plane: ``"pca"``, or ``"umap"``, which needs the extra
+                ``umap``.
+
+        Raises:
+            MissingExtraError: If ``projection="umap"`` and UMAP is not installed.
+            OSError: If the file cannot be written.
+        """
+        write_page(path, report_page(self.to_dict(), str(self), projection))
+
+    def plot(self, *, projection: Projection = "pca") -> dict[str, Any]:
+        """Return the figures of the page as matplotlib figures, by name. Needs the extra ``plots``.
+
+        Args:
+            projection: As for :meth:`save`.
+
+        Raises:
+            MissingExtraError: If matplotlib, or UMAP where it is asked for, is not installed.
+        """
+        return report_figures(self.to_dict(), projection)
+
+    def _repr_html_(self) -> str:
+        return short_form(self.to_dict())
 
     def __str__(self) -> str:
         lines = [*self._head(), "", *self._waterfall(), "", *self._slots(), "", *self._scores(), "", *self._rest()]
@@ -246,7 +297,8 @@ def _check_kind(name: str, value: Any, part: Field[Any]) -> None:
     elif isinstance(default, str):
         good = isinstance(value, str)
     elif isinstance(default, tuple):
-        good = isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+        kind = Mapping if name == "history" else str
+        good = isinstance(value, (list, tuple)) and all(isinstance(one, kind) for one in value)
     else:
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not good:

@@ -85,6 +85,7 @@ class Help:
             "batch_size": self.batch_size,
             "query_chunk_size": self.query_chunk_size,
             "num_topics": self.num_topics,
+            "with_pictures": True,
             "cache_folder": None if self.cache_folder is None else os.fspath(self.cache_folder),
         }
 

@@ -18,7 +18,9 @@ from tests.toys import Model, by_seed, random_pairs, rows_of
 
 PACKAGE = Path(st_hardneg.__file__).parent
 FLOORS = [
-    {"errors", "hardness", "strategies", "hosts", "report", "draws"},
+    {"errors"},
+    {"pages"},
+    {"hardness", "strategies", "hosts", "report", "draws"},
     {"config", "candidates"},
     {"corpus"},
     {"search"},

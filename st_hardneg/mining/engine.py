@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +89,18 @@ def mine(
         scoring.row_similarities,
         scoring.row_cross_encoder_scores,
         task.source_names,
-        summarize_mining(run, negatives, previous, watch.seconds),
+        summarize_mining(run, negatives, previous, watch.seconds, _pictures(task, story, negatives)),
         _topics(task, vectors, config.seed),
         (story.suspects.query_ids, story.suspects.corpus_ids, story.suspects.closeness),
     )
+
+
+def _pictures(task: Task, story: Story, negatives: Negatives) -> dict[str, Any]:
+    if not task.with_pictures:
+        return {}
+    from st_hardneg.mining.pictures import pictures
+
+    return pictures(story.judge.scoring, negatives, story.suspects, story.tally.removed, story.source_names)
 
 
 def _stored(task: Task, encoder: Encoder, is_worth_it: bool) -> Encoder:

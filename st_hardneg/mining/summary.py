@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Run:
 
 
 def summarize_mining(
-    run: Run, negatives: Negatives, previous: Mining | None, seconds: Mapping[str, float]
+    run: Run, negatives: Negatives, previous: Mining | None, seconds: Mapping[str, float], figures: Mapping[str, Any]
 ) -> MiningReport:
     """Return the report of a mining.
 
@@ -76,6 +77,7 @@ def summarize_mining(
         negatives: What was found.
         previous: The mining before it, if any.
         seconds: Seconds spent, by name.
+        figures: What the report draws.
     """
     task, scoring, tally = run.task, run.scoring, run.tally
     slots = torch.bincount(negatives.origins.flatten().long(), minlength=len(ORIGINS)).tolist()
@@ -108,7 +110,6 @@ def summarize_mining(
         },
         hardness=hardness_shares(lowest, scores, run.semi_hard_margin),
         semi_hard_margin=run.semi_hard_margin,
-        churn=None if previous is None else churn(previous.negatives.ids, negatives.ids),
         seconds=dict(seconds),
         peak_memory_mb=peak_memory_mb(),
         similarity=scoring.vectors.similarity,
@@ -122,7 +123,29 @@ def summarize_mining(
         doubt=None if run.rank is None else run.doubt,
         columns=task.columns,
         notes=tuple(_notes(run, slots, negatives)),
+        **_followed(scoring, negatives, previous, figures),
     )
+
+
+def _followed(
+    scoring: Scoring, negatives: Negatives, previous: Mining | None, figures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is followed from mining to mining, and what is drawn."""
+    found = {"figures": figures, "risk": figures.get("risk", {}).get("share")}
+    if previous is not None:
+        found["history"] = (*previous.report.history, previous.report.brief())
+        found["churn"] = churn(previous.negatives.ids, negatives.ids)
+        found["staleness"] = _staleness(scoring, previous.negatives, negatives)
+    return found
+
+
+def _staleness(scoring: Scoring, before: Negatives, after: Negatives) -> float:
+    """Return by how much today's negatives are closer to their queries than those before, by the model of today."""
+    count = len(after.ids)
+    queries = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(_SAMPLE, count)).round().astype(np.int64)))
+    old, new = before.rows(queries), after.rows(queries)
+    then = scoring.vectors.similarity_of_pairs(queries, old.ids)[old.is_present]
+    return float(new.similarities[new.is_present].mean() - then.mean())
 
 
 def _by_source(negatives: Negatives, names: tuple[str, ...]) -> dict[str, int]:

@@ -69,6 +69,7 @@ class Task:
         doubt: Strength of adaptive bounds from 0 to 1, where it is settled already: the batches of a ``map`` share one.
         reserved: int64 of shape ``(num_queries,)``: how many places among what is retrieved are set aside for positives;
             each query's number of positives if None.
+        with_pictures: Whether the report gets what it draws; a batch of a ``map`` has no use for it.
         columns: Names of the anchor and the positive column, for the report.
         kept: What outlives a mining, such as a BM25 index and a guide's vectors.
     """
@@ -90,5 +91,6 @@ class Task:
     may_find_nothing: bool = False
     doubt: float | None = None
     reserved: Ids | None = None
+    with_pictures: bool = False
     columns: tuple[str, ...] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)

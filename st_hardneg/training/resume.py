@@ -43,7 +43,7 @@ def save(folder: str, target: Target, *, mined_at: int | None, reports: Sequence
             live_rows=np.arange(0) if live.rows is None else live.rows,
             num_minings=live.num_minings,
             mined_at=mined_at,
-            reports=[report.to_dict() for report in reports],
+            reports=[_slim(report) for report in reports],
             config=hard_negatives.config.to_dict(),
             data_fingerprint=hard_negatives.data_fingerprint,
             schedule=schedule,
@@ -106,3 +106,9 @@ def checkpoint_folder(trainer: Trainer | None, args: TrainingArguments, state: T
 def folder_to_resume(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> str:
     """Return the checkpoint from which the training that is beginning resumes."""
     return resumed_checkpoint() or checkpoint_folder(trainer, args, state)
+
+
+def _slim(report: MiningReport) -> dict[str, Any]:
+    """Return a report without texts, map and history: of hundreds of refreshes, they would outweigh the negatives."""
+    values = report.to_dict()
+    return {**values, "figures": {"histograms": values["figures"].get("histograms", {})}, "history": []}
