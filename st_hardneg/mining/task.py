@@ -40,6 +40,9 @@ class Guide:
             raise TypeError(f"Expected the margin of a Guide to be a finite number, got {self.margin!r}.")
 
 
+_SENT = ("tokens", "vectors")
+
+
 def exact_searcher(is_main: bool) -> Searcher:
     """Return a searcher that compares everything with everything."""
     return ExactSearcher()
@@ -94,3 +97,7 @@ class Task:
     with_pictures: bool = False
     columns: tuple[str, ...] = ()
     kept: MutableMapping[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Indexes and vectors may be large, and not every index can be sent: another process makes its own.
+        return {**self.__dict__, "kept": {name: self.kept[name] for name in _SENT if name in self.kept}}

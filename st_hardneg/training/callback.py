@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,6 +16,7 @@ from st_hardneg.live.batches import read_in_batches
 from st_hardneg.losses.diagnostics import track_diagnostics
 from st_hardneg.report import MiningReport
 from st_hardneg.training import resume
+from st_hardneg.training.background import maker_of_refreshers
 from st_hardneg.training.curriculum import (
     NUM_SHOWN,
     Curriculum,
@@ -48,11 +48,9 @@ from st_hardneg.training.targets import (
     refuse_two_for_one,
     warn_of_stale_hashes,
 )
-from st_hardneg.training.timing import Timing, first_step_seen
+from st_hardneg.training.timing import MiningStrategy, Timing, check_numbers, first_step_seen
 
 logger = logging.getLogger(__name__)
-
-MiningStrategy = Literal["steps", "epoch"]
 
 
 class MiningCallback(TrainerCallback):
@@ -80,6 +78,10 @@ class MiningCallback(TrainerCallback):
             mined; it changes between epochs only.
         retriever: A model to mine with in place of the model in training: a SentenceTransformer, or an object with
             ``encode_query`` and ``encode_document``. It mines with its own prompts.
+        background: Mine in a second process, with the weights as they are when a refresh is due, while the training goes
+            on; what was mined is put in force at the end of the first step after it is done, and the log says how many
+            steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
+            that one. See :mod:`st_hardneg.training.background`.
         refresher: Makes what mines, anew for each training; see :mod:`st_hardneg.training.refresh`.
 
     Raises:
@@ -100,10 +102,11 @@ class MiningCallback(TrainerCallback):
         mining_warmup_steps: int = 0,
         schedule: Schedules | None = None,
         retriever: Any = None,
-        refresher: Callable[[], Refresher] = InlineRefresher,
+        background: bool | str = False,
+        refresher: Callable[[], Refresher] | None = None,
     ) -> None:
         members = members_of(hard_negatives)
-        _check_numbers(mining_steps, mining_strategy, mining_warmup_steps)
+        check_numbers(mining_steps, mining_strategy, mining_warmup_steps)
         if retriever is not None:
             encoder_for(retriever, Encodings.from_config(MiningConfig()))  # raises if it cannot search
         self.schedule = checked_schedules(schedule)
@@ -116,12 +119,14 @@ class MiningCallback(TrainerCallback):
         self.mining_warmup_steps = mining_warmup_steps
         self.retriever = retriever
         self._trainer: Callable[[], Trainer | None] = lambda: None
-        self._make_refresher = refresher
-        self._refresher: Refresher = refresher()
+        self._make_refresher = maker_of_refreshers(background, refresher)
+        self._refresher: Refresher = InlineRefresher()
         self._targets: list[Target] = []
         self._reported: list[tuple[Target, MiningReport]] = []
         self._timing: Timing
         self._mined_at: int | None = None
+        self._asked_at: int | None = None
+        self._is_to_be_begun_anew = False
 
     def __repr__(self) -> str:
         what = "every live view" if self.hard_negatives is None else "what it was given"
@@ -156,7 +161,8 @@ class MiningCallback(TrainerCallback):
     ) -> None:
         """Find the live views that are trained on, and refuse a setup in which a refresh would change nothing."""
         self._reported = []
-        self._mined_at = None
+        self._mined_at = self._asked_at = None
+        self._refresher.close()
         self._refresher = self._make_refresher()
         trainer = calling_trainer()
         if trainer is not None:
@@ -189,6 +195,7 @@ class MiningCallback(TrainerCallback):
         self._check_schedule()
         if state.global_step > 0:
             self._resume(args, state)
+        self._refresher.begin(self._targets, kwargs.get("model"), self.retriever, args, trainer)
         warn_of_stale_hashes(args)
         self._timing.say_when(self.mining_steps)
 
@@ -199,18 +206,25 @@ class MiningCallback(TrainerCallback):
         step, timing = state.global_step, self._timing
         is_boundary = timing.is_boundary(step)
         if is_boundary and step > 0 and (self.mining_strategy == "epoch" or self._begins_stage(step)):
-            self._refresh(args, state, control, kwargs["model"])
+            self._refresh(args, state, control, kwargs["model"], waits=self._begins_stage(step))
         if step == 0 and self.schedule is not None:
-            self._refresh(args, state, control, kwargs["model"], only_if_changed=True)
+            self._refresh(args, state, control, kwargs["model"], waits=True, only_if_changed=True)
         for target in self._targets:
             if is_boundary:
                 target.hard_negatives.live.publish_topics()
             self._show(target, state, control)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let a snapshot of the weights be whole before they change."""
+        self._refresher.before_weights_change()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refresh if it is time, except after the last step."""
+        """Put in force what was mined in the background, and refresh if it is time, except after the last step."""
         self._log_masked_shares(control)
-        if self._timing.is_due(state.global_step):
+        self._apply_finished(state, control)
+        if self._timing.is_due(state.global_step) or self._is_to_be_begun_anew:
             self._refresh(args, state, control, kwargs["model"])
 
     def on_epoch_end(
@@ -228,12 +242,16 @@ class MiningCallback(TrainerCallback):
             folder = resume.checkpoint_folder(self.trainer, args, state)
             for target in self._targets:
                 reports = [report for of, report in self._reported if of is target]
-                resume.save(folder, target, mined_at=self._mined_at, reports=reports, schedule=describe(self.schedule))
+                steps = {"mined_at": self._mined_at, "asked_at": self._asked_at}
+                resume.save(folder, target, reports=reports, schedule=describe(self.schedule), **steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show all negatives again, as no schedule is in force any more."""
+        """Show all negatives again, as no schedule is in force any more, and end what mines in the background."""
+        if self._refresher.under_way:
+            logger.info(f"The training ends before the refresh of step {self._refresher.under_way[0]:,} is done.")
+        self._refresher.close()
         self._show_all()
 
     # --- when a training begins -----------------------------------------------------------------------------------
@@ -264,7 +282,8 @@ class MiningCallback(TrainerCallback):
             if found is not None:
                 old_batches = self._timing.num_old_batches(found.mined_at, state.global_step)
                 target.hard_negatives.live.restore(found, old_batches=old_batches)
-                self._mined_at = found.mined_at
+                self._mined_at, self._asked_at = found.mined_at, found.mined_at
+                self._is_to_be_begun_anew = resume.say_what_is_in_force(found)
                 self._reported += [(target, MiningReport.from_dict(report)) for report in found.reports]
 
     # --- while it goes on -----------------------------------------------------------------------------------------
@@ -276,32 +295,36 @@ class MiningCallback(TrainerCallback):
         control: TrainerControl,
         trained: Any,
         *,
+        waits: bool = False,
         only_if_changed: bool = False,
     ) -> None:
         step = state.global_step
         if step < self.mining_warmup_steps:
             self._say_that_a_stage_waits(step)
             return
-        if step >= state.max_steps or step == self._mined_at:
+        if step >= state.max_steps or step == self._asked_at:
             return
+        self._is_to_be_begun_anew = False
         for target in self._targets:
             now = self._in_force(target, step)
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            request = Request(target, model, encodings, now, step, is_frozen=model is not trained)
+            request = Request(target, model, encodings, now, step, is_frozen=model is not trained, waits=waits)
             self._refresher.start(request, args, self.trainer)
+            self._asked_at = step
             self._apply_finished(state, control)
 
     def _apply_finished(self, state: TrainerState, control: TrainerControl) -> None:
         """Put in force what was mined since the last time."""
-        for request, mining in self._refresher.finished():
+        step = state.global_step
+        for request, mining in self._refresher.finished(step):
             report = request.put_in_force(mining)
             self._reported.append((request.target, report))
-            seen = self._timing.first_step_seen(state.global_step)
-            metrics = {**report.metrics(), "mining/seen_from_step": seen}
+            metrics = {**report.metrics(), "mining/seen_from_step": self._timing.first_step_seen(step)}
+            metrics["mining/staleness"] = step - request.step
             log_metrics(request.target.logged(metrics), self.trainer, state, control)
-            self._mined_at = state.global_step
+            self._mined_at = step
 
     def _searched_with(
         self, target: Target, args: TrainingArguments, trained: Any, config: MiningConfig
@@ -353,21 +376,3 @@ def _others_of(trainer: Trainer | None, callback: MiningCallback) -> list[Mining
     handler = getattr(trainer, "callback_handler", None)
     callbacks = getattr(handler, "callbacks", [])
     return [other for other in callbacks if isinstance(other, MiningCallback) and other is not callback]
-
-
-def _check_numbers(mining_steps: Any, mining_strategy: Any, mining_warmup_steps: Any) -> None:
-    """Raise unless the callback's plain arguments are in range."""
-    if isinstance(mining_steps, bool) or not isinstance(mining_steps, (int, float)):
-        raise TypeError(f"Expected `mining_steps` to be a number, got {mining_steps!r}. Pass steps, or a share.")
-    is_whole = math.isfinite(mining_steps) and (mining_steps < 1 or mining_steps == int(mining_steps))
-    if not is_whole or mining_steps <= 0:
-        raise ValueError(
-            f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got "
-            f"{mining_steps!r}."
-        )
-    if mining_strategy not in get_args(MiningStrategy):
-        raise ValueError(
-            f"Expected `mining_strategy` to be one of {list(get_args(MiningStrategy))}, got {mining_strategy!r}."
-        )
-    if isinstance(mining_warmup_steps, bool) or not isinstance(mining_warmup_steps, int) or mining_warmup_steps < 0:
-        raise ValueError(f"Expected `mining_warmup_steps` to be a whole number from 0 up, got {mining_warmup_steps!r}.")

@@ -39,6 +39,7 @@ KEYS: dict[str, Key] = {
     "format": Key(is_count),
     "num_minings": Key(lambda value: is_count(value) and value >= 1, default=1),
     "mined_at": Key(is_optional(is_count), default=None),
+    "asked_at": Key(is_optional(is_count), default=None),
     "reports": Key(lambda value: isinstance(value, list) and all(isinstance(one, dict) for one in value), default=[]),
     "report": Key(is_mapping, default={}),
     "config": Key(is_mapping),
@@ -48,7 +49,7 @@ KEYS: dict[str, Key] = {
 }
 """The keys of a checkpoint's ``state.json``."""
 
-_KEPT = ("num_minings", "mined_at", "reports", "config", "data_fingerprint", "schedule")
+_KEPT = ("num_minings", "mined_at", "asked_at", "reports", "config", "data_fingerprint", "schedule")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +63,14 @@ class CheckpointState:
             have them.
         live_rows: int64: the rows of the live view.
         num_minings: How often the dataset was mined; part of every random draw.
-        mined_at: Step of the last refresh of this training, or None.
+        mined_at: Step at which the last refresh of this training was put in force, or None.
         reports: The reports of this training so far, as dictionaries.
         config: The recipe, as a dictionary.
         data_fingerprint: What identifies rows and corpus.
         schedule: What identifies the schedule of the training, as plain JSON values.
         epoch_topics: int32 of shape ``(num_queries,)``: the topics that the batches of the running epoch were planned
             with, or None.
+        asked_at: Step at which the last refresh was begun, or None. One that is later than what is in force was under way.
     """
 
     mining: Mining
@@ -82,6 +84,12 @@ class CheckpointState:
     schedule: Any = None
     epoch_topics: Tensor | None = None
     previous_scores: Tensor | None = None
+    asked_at: int | None = None
+
+    @property
+    def weights_of(self) -> int | None:
+        """Step of the weights with which the negatives in force were mined; None before the training."""
+        return self.mining.report.step
 
 
 def folder_of(checkpoint: str, dataset_name: str | None) -> str:

@@ -35,6 +35,7 @@ class Request:
         in_force: The recipe in force.
         step: The training's step.
         is_frozen: Whether the model is not trained, so that its vectors can be kept for the next mining.
+        waits: Whether the training has to wait for it, as what comes next is another recipe.
     """
 
     target: Target
@@ -43,6 +44,7 @@ class Request:
     in_force: InForce
     step: int
     is_frozen: bool = False
+    waits: bool = False
 
     def put_in_force(self, mining: Mining) -> MiningReport:
         """Let the training read what was mined, and return its report."""
@@ -56,11 +58,38 @@ class Request:
 class Refresher(Protocol):
     """Mines for a callback. Every method is called on all ranks, at the same steps."""
 
+    def begin(
+        self, targets: Sequence[Target], trained: Any, retriever: Any, args: TrainingArguments, trainer: Trainer | None
+    ) -> None:
+        """Get ready for a training, or raise if it cannot be served.
+
+        Args:
+            targets: What is refreshed.
+            trained: The model in training.
+            retriever: What mines in its place, or None.
+            args: The training arguments.
+            trainer: The trainer.
+        """
+
     def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
         """Begin a mining with the weights of the moment."""
 
-    def finished(self) -> Iterator[tuple[Request, Mining]]:
-        """Yield what was mined since the last call; on every rank the same."""
+    def before_weights_change(self) -> None:
+        """Do what has to be done before an optimizer step."""
+
+    def finished(self, step: int) -> Iterator[tuple[Request, Mining]]:
+        """Yield what was mined since the last call, on every rank the same.
+
+        Args:
+            step: The training's step.
+        """
+
+    @property
+    def under_way(self) -> list[int]:
+        """The steps of the refreshes that were asked for and are not done."""
+
+    def close(self) -> None:
+        """End what goes on; the training has ended."""
 
 
 class InlineRefresher:
@@ -68,6 +97,18 @@ class InlineRefresher:
 
     def __init__(self) -> None:
         self._finished: list[tuple[Request, Mining]] = []
+        self.under_way: list[int] = []
+
+    def begin(
+        self, targets: Sequence[Target], trained: Any, retriever: Any, args: TrainingArguments, trainer: Trainer | None
+    ) -> None:
+        """Nothing has to be got ready."""
+
+    def before_weights_change(self) -> None:
+        """Nothing is going on."""
+
+    def close(self) -> None:
+        """Nothing is going on."""
 
     def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
         """Mine."""
@@ -92,7 +133,7 @@ class InlineRefresher:
         received: Any = from_first_rank(mining)
         self._finished.append((request, received))
 
-    def finished(self) -> Iterator[tuple[Request, Mining]]:
+    def finished(self, step: int) -> Iterator[tuple[Request, Mining]]:
         """Yield what was mined."""
         while self._finished:
             yield self._finished.pop(0)

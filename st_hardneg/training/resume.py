@@ -21,13 +21,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def save(folder: str, target: Target, *, mined_at: int | None, reports: Sequence[MiningReport], schedule: Any) -> None:
+def save(
+    folder: str,
+    target: Target,
+    *,
+    mined_at: int | None,
+    asked_at: int | None,
+    reports: Sequence[MiningReport],
+    schedule: Any,
+) -> None:
     """Write the state of a dataset into a checkpoint.
 
     Args:
         folder: The checkpoint.
         target: The dataset.
-        mined_at: Step of the last refresh of this training, or None.
+        mined_at: Step at which the last refresh of this training was put in force, or None.
+        asked_at: Step at which the last one was begun, or None.
         reports: The reports of this training so far.
         schedule: What identifies the schedule.
     """
@@ -43,6 +52,7 @@ def save(folder: str, target: Target, *, mined_at: int | None, reports: Sequence
             live_rows=np.arange(0) if live.rows is None else live.rows,
             num_minings=live.num_minings,
             mined_at=mined_at,
+            asked_at=asked_at,
             reports=[_slim(report) for report in reports],
             config=hard_negatives.config.to_dict(),
             data_fingerprint=hard_negatives.data_fingerprint,
@@ -96,6 +106,21 @@ def read(folder: str, target: Target, *, schedule: Any, state: TrainerState) -> 
             "after its own last step. Resume from another one."
         )
     return found
+
+
+def say_what_is_in_force(found: CheckpointState) -> bool:
+    """Log which mining a resumed training goes on with.
+
+    Returns:
+        Whether a refresh was under way in the background, which is to be begun anew.
+    """
+    weights_of, asked_at = found.weights_of, found.asked_at
+    which = "mined before the training" if weights_of is None else f"mined with the weights of step {weights_of:,}"
+    since = "" if found.mined_at in (None, weights_of) else f", in force since step {found.mined_at:,}"
+    is_lost = asked_at is not None and asked_at > (-1 if weights_of is None else weights_of)
+    lost = f" The refresh of step {asked_at:,} was not done; it is begun anew." if is_lost else ""
+    logger.info(f"Resuming with the negatives {which}{since}.{lost}")
+    return is_lost
 
 
 def checkpoint_folder(trainer: Trainer | None, args: TrainingArguments, state: TrainerState) -> str:

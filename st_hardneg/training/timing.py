@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from st_hardneg.training.schedules import Progress
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
+
+MiningStrategy = Literal["steps", "epoch"]
 
 # accelerate reads one micro-batch ahead of the one that is trained.
 _READ_AHEAD = 1
@@ -131,3 +133,21 @@ class Timing:
             return 0
         ahead = num_fetched_ahead(self.args)
         return max(0, (mined_at - step) * self.args.gradient_accumulation_steps + ahead)
+
+
+def check_numbers(mining_steps: Any, mining_strategy: Any, mining_warmup_steps: Any) -> None:
+    """Raise unless the callback's plain arguments are in range."""
+    if isinstance(mining_steps, bool) or not isinstance(mining_steps, (int, float)):
+        raise TypeError(f"Expected `mining_steps` to be a number, got {mining_steps!r}. Pass steps, or a share.")
+    is_whole = math.isfinite(mining_steps) and (mining_steps < 1 or mining_steps == int(mining_steps))
+    if not is_whole or mining_steps <= 0:
+        raise ValueError(
+            f"Expected `mining_steps` to be a whole number from 1 up, or a share of all steps below 1, got "
+            f"{mining_steps!r}."
+        )
+    if mining_strategy not in get_args(MiningStrategy):
+        raise ValueError(
+            f"Expected `mining_strategy` to be one of {list(get_args(MiningStrategy))}, got {mining_strategy!r}."
+        )
+    if isinstance(mining_warmup_steps, bool) or not isinstance(mining_warmup_steps, int) or mining_warmup_steps < 0:
+        raise ValueError(f"Expected `mining_warmup_steps` to be a whole number from 0 up, got {mining_warmup_steps!r}.")

@@ -173,7 +173,7 @@ def mine_sharded(transformer):
     now, refresher = in_force(None, hard_negatives.config, Progress(0)), InlineRefresher()
     encodings = training_encodings(hard_negatives, args)
     refresher.start(Request(Target(hard_negatives), model, encodings, now, 1), args, trainer)
-    found = next(refresher.finished())[1].negatives.ids.numpy()
+    found = next(refresher.finished(1))[1].negatives.ids.numpy()
     sizes = [weights.to_local().numel(), weights.numel()]
     return {"fsdp2_expected": expected, "fsdp2_found": found, "fsdp2_sizes": sizes}
 
