@@ -18,15 +18,11 @@ from st_hardneg.report import MiningReport
 from st_hardneg.training import resume
 from st_hardneg.training.background import maker_of_refreshers
 from st_hardneg.training.curriculum import (
-    NUM_SHOWN,
-    Curriculum,
-    InForce,
     Schedules,
     check_throughout,
     check_whole_training,
     checked_schedules,
     describe,
-    in_force,
     points_of,
 )
 from st_hardneg.training.prompts import (
@@ -37,6 +33,7 @@ from st_hardneg.training.prompts import (
 )
 from st_hardneg.training.ranks import start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
+from st_hardneg.training.scheduled import ScheduledMining
 from st_hardneg.training.targets import (
     Given,
     Target,
@@ -53,7 +50,7 @@ from st_hardneg.training.timing import MiningStrategy, Timing, check_numbers, fi
 logger = logging.getLogger(__name__)
 
 
-class MiningCallback(TrainerCallback):
+class MiningCallback(ScheduledMining, TrainerCallback):
     """Refreshes hard negatives while ``SentenceTransformerTrainer`` trains.
 
     Mines with the model in training, with the prompts and routes that the trainer trains with unless the config names
@@ -334,37 +331,6 @@ class MiningCallback(TrainerCallback):
             # Another model has prompts of its own.
             return self.retriever, Encodings.from_config(config, target.hard_negatives.batch_size)
         return trained, training_encodings(target.hard_negatives, args, target.dataset_name, config)
-
-    def _in_force(self, target: Target, step: int) -> InForce:
-        """Return what holds at this step; how many negatives are shown is settled by the epoch's first step."""
-        config, timing = target.hard_negatives.config, self._timing
-        now = in_force(self.schedule, config, timing.progress(step))
-        first = in_force(self.schedule, config, timing.progress(timing.first_step_of_epoch(step)))
-        return now.showing(first.num_shown)
-
-    def _begins_stage(self, step: int) -> bool:
-        return isinstance(self.schedule, Curriculum) and self.schedule.changes_at(self._timing.epoch_of(step))
-
-    def _say_that_a_stage_waits(self, step: int) -> None:
-        if isinstance(self.schedule, Curriculum) and self._timing.is_boundary(step):
-            logger.warning(
-                f"The stage that begins at step {step} is not mined for, as "
-                f"`mining_warmup_steps={self.mining_warmup_steps}`. Lower it, or begin the curriculum later."
-            )
-
-    def _show(self, target: Target, state: TrainerState, control: TrainerControl) -> None:
-        """Let the live view show as many negatives as are in force in this epoch."""
-        if self.schedule is None:
-            return
-        live = target.hard_negatives.live
-        number = self._in_force(target, state.global_step).num_shown
-        if number != live.num_shown:
-            live.num_shown = number
-            log_metrics(target.logged({f"mining/{NUM_SHOWN}": number}), self.trainer, state, control)
-
-    def _show_all(self) -> None:
-        for target in self._targets:
-            target.hard_negatives.live.num_shown = target.hard_negatives.config.num_negatives
 
     def _log_masked_shares(self, control: TrainerControl) -> None:
         if control.should_log and self.trainer is not None:

@@ -292,7 +292,7 @@ def test_a_script_without_a_guard_and_with_objects_of_its_own(tmp_path, end):
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(path), str(tmp_path), end]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == (0 if end == "ends" else -signal.SIGKILL), done.stderr[-3000:]
     assert done.stdout.count("the script begins") == 1
     assert "[2, 4]" in done.stdout
