@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SimilarityFunction
 from torch import Tensor
 
 from st_hardneg.candidates import Candidates
@@ -30,7 +31,7 @@ from st_hardneg.mining.task import Task
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
 
 if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -355,5 +356,10 @@ def _encoder(
     """Return the model's encoder; it searches by the model's own callables, as ST does."""
     encoder = encoder_for(model, encodings)
     if isinstance(encoder, DenseEncoder) and hasattr(model, "similarity_pairwise"):
-        encoder.pairwise, encoder.score_function = model.similarity_pairwise, getattr(model, "similarity", None)
+        encoder.pairwise = model.similarity_pairwise
+        similarity = getattr(model, "similarity", None)
+        # What is ST's own goes by its name, which is faster.
+        named = (SentenceTransformer.similarity, SimilarityFunction.to_similarity_fn(encoder.similarity))
+        if getattr(similarity, "__func__", similarity) not in named:
+            encoder.score_function = similarity
     return cached(encoder, cache_folder, pairs.anchors.take(pairs.first_row[:MAX_PROBES]), say)

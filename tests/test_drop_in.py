@@ -311,15 +311,14 @@ def test_a_missing_negative_is_explained(capsys):
 
 
 def test_the_search_uses_the_model_s_own_similarity_in_chunks(word_pairs, bag_of_words, monkeypatch):
-    """`model.similarity` is what is called, for at most `faiss_batch_size` queries at once."""
-    bag_of_words.similarity_fn_name  # noqa: B018 - sets the similarity up
-    original, sizes = bag_of_words._similarity, []
+    """A `model.similarity` that is not ST's own is what is called, for at most `faiss_batch_size` queries at once."""
+    original, sizes = bag_of_words.similarity, []
 
     def spy(left, right):
         sizes.append(len(left))
         return original(left, right)
 
-    monkeypatch.setattr(bag_of_words, "_similarity", spy)
+    monkeypatch.setattr(bag_of_words, "similarity", spy)
     mine_hard_negatives(word_pairs, bag_of_words, faiss_batch_size=20, verbose=False)
     assert sizes == [20, 20, 8]
 

@@ -11,15 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from st_hardneg.corpus.given import (
-    GivenCorpus,
-    Predicate,
-    first_word,
-    given_corpus,
-    other_forms,
-    rows_where,
-)
-from st_hardneg.corpus.identity import IDENTITIES, draw_key, text_digest
+from st_hardneg.corpus.enumeration import Block, Enumeration, int64
+from st_hardneg.corpus.given import Predicate, given_corpus, rows_where
 from st_hardneg.corpus.texts import Ids, TextColumn
 
 _NONE: Ids = np.arange(0, dtype=np.int64)
@@ -47,21 +40,6 @@ class Additions:
     metadata_filter: Predicate | Ids | None = None
     subsets: Mapping[str, Predicate | Ids] = field(default_factory=dict)
     synthetic: TextWriter | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A run of corpus ids that came in together.
-
-    Args:
-        name: ``"corpus"``, ``"positive"``, ``"given"``, ``"anchor"``, ``"synthetic"``, or the name of a further corpus.
-        start: First corpus id.
-        stop: The corpus id after the last.
-    """
-
-    name: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,86 +152,15 @@ class Numbered:
     def with_positives(self, positives: TextColumn) -> Numbered:
         """Return the same corpus with other positives; what is missing is added at the end, and not searched."""
         known, first = ChainMap({}, self.id_of_text), ChainMap({}, self.first_with_key)
-        numbering = _Numbering(known, first, len(self.corpus), self.identity)
+        numbering = Enumeration(known, first, len(self.corpus), self.identity)
         row_positive, missing = numbering.place(positives)
         corpus = replace(
             self.corpus,
-            texts=self.corpus.texts.followed_by(missing) if missing else self.corpus.texts,
-            identities=np.concatenate([self.corpus.identities, _int64(numbering.identities)]),
-            draw_keys=np.concatenate([self.corpus.draw_keys, _int64(numbering.draw_keys)]),
+            texts=self.corpus.texts.followed_by(missing) if len(missing) else self.corpus.texts,
+            identities=np.concatenate([self.corpus.identities, int64(numbering.identities)]),
+            draw_keys=np.concatenate([self.corpus.draw_keys, numbering.draw_keys()]),
         )
         return Numbered(corpus, row_positive, (), known, first, self.identity)
-
-
-def _int64(numbers: Sequence[int]) -> Ids:
-    return np.asarray(numbers, dtype=np.int64)
-
-
-class _Numbering:
-    """Numbers texts from ``start`` on and remembers which are the same."""
-
-    def __init__(
-        self, id_of_text: MutableMapping[bytes, int], first: MutableMapping[bytes, int], start: int, identity: str
-    ) -> None:
-        self.id_of_text, self.first_with_key, self.start = id_of_text, first, start
-        self.key_of = IDENTITIES[identity]
-        self.identities: list[int] = []
-        self.draw_keys: list[int] = []
-        self.unique_texts: list[int] = []
-
-    def add(self, text: str) -> int:
-        corpus_id = self.start + len(self.identities)
-        if self.id_of_text.setdefault(text_digest(text), corpus_id) == corpus_id:
-            self.unique_texts.append(corpus_id)
-        key = self.key_of(text)
-        self.identities.append(self.first_with_key.setdefault(key, corpus_id))
-        self.draw_keys.append(draw_key(key))
-        return corpus_id
-
-    def add_all(self, texts: TextColumn) -> Ids:
-        """Number these texts, each anew."""
-        return _int64([self.add(text) for batch in texts.batches() for text in batch])
-
-    def append(self, texts: TextColumn, name: str, before: TextColumn, blocks: list[Block]) -> tuple[TextColumn, Ids]:
-        """Number these texts, note their block, and return all texts and the new numbers."""
-        numbers = self.add_all(texts)
-        if len(numbers):
-            blocks.append(Block(name, int(numbers[0]), int(numbers[-1]) + 1))
-            before = before.followed_by(texts)
-        return before, numbers
-
-    def first_words_of_missing(self, texts: TextColumn) -> set[str]:
-        """Return the first words of those of these texts that have no number yet."""
-        missing = (text for some in texts.batches() for text in some if text_digest(text) not in self.id_of_text)
-        return {first_word(text) for text in missing}
-
-    def place(self, texts: TextColumn, *, skips_blank: bool = False) -> tuple[Ids, list[str]]:
-        """Return the number of every text, -1 for None and for blank ones if wanted, and those that had none before."""
-        places: list[int] = []
-        missing: list[str] = []
-        for batch in texts.batches():
-            for text in batch:
-                is_none = text is None or (skips_blank and not text.strip())
-                places.append(-1 if is_none else self._place_one(text, missing))
-        return _int64(places), missing
-
-    def _place_one(self, text: str, missing: list[str]) -> int:
-        corpus_id = self.id_of_text.get(text_digest(text))
-        if corpus_id is None:
-            corpus_id = self.add(text)
-            missing.append(text)
-        return corpus_id
-
-    def know_titles(self, given: GivenCorpus, missing: set[str]) -> None:
-        """Let a document with its title in front, and its body without it, count as that document.
-
-        Args:
-            given: The corpus.
-            missing: The first words of positives that the corpus lacks.
-        """
-        for corpus_id, (title, text) in enumerate(given.titles_and_texts()):
-            for form in other_forms(title, text, missing):
-                self.first_with_key.setdefault(self.key_of(form), self.identities[corpus_id])
 
 
 def number_texts(
@@ -283,7 +190,7 @@ def number_texts(
     """
     additions = additions or Additions()
     given = given_corpus(corpus, positives.name, allow_empty=allow_empty)
-    numbering = _Numbering({}, {}, 0, identity)
+    numbering = Enumeration({}, {}, 0, identity)
     blocks: list[Block] = []
     texts = TextColumn.of([])
     if given is not None:
@@ -304,8 +211,8 @@ def number_texts(
         given_ids.append(ids)
     numbered = Corpus(
         texts,
-        _int64(numbering.identities),
-        _int64(numbering.draw_keys),
+        int64(numbering.identities),
+        numbering.draw_keys(),
         searched,
         num_given,
         num_merged,
@@ -319,20 +226,20 @@ def number_texts(
 
 
 def _placed(
-    numbering: _Numbering, column: TextColumn, name: str, texts: TextColumn, blocks: list[Block]
+    numbering: Enumeration, column: TextColumn, name: str, texts: TextColumn, blocks: list[Block]
 ) -> tuple[Ids, TextColumn]:
     """Return the number of each text of a column, and all texts with those that had none before at the end."""
     start = len(numbering.identities)
     places, missing = numbering.place(column, skips_blank=name == "given")
-    if missing:
-        texts = texts.followed_by(missing) if len(texts) else TextColumn.of(missing)
+    if len(missing):
+        texts = texts.followed_by(missing)
         blocks.append(Block(name, start, len(texts)))
     return places, texts
 
 
 def _with_further(
     corpus: Corpus,
-    numbering: _Numbering,
+    numbering: Enumeration,
     additions: Additions,
     subsets: Mapping[str, Ids],
     row_positive: Ids,
@@ -365,8 +272,8 @@ def _with_further(
     whole = replace(
         corpus,
         texts=texts,
-        identities=_int64(numbering.identities),
-        draw_keys=_int64(numbering.draw_keys),
+        identities=int64(numbering.identities),
+        draw_keys=numbering.draw_keys(),
         blocks=tuple(blocks),
         anchor_ids=anchor_ids,
         synthetic_ids=synthetic_ids,
@@ -375,11 +282,11 @@ def _with_further(
     return replace(whole, parts={name: whole.first_of_each(ids) for name, ids in parts.items()})
 
 
-def _searched(numbering: _Numbering, rows: Ids | None, distinct: str) -> Ids:
+def _searched(numbering: Enumeration, rows: Ids | None, distinct: str) -> Ids:
     """Return the corpus ids of the corpus and the positives that are searched, in order."""
     if distinct == "text":
-        return _int64(numbering.unique_texts)
-    identities = _int64(numbering.identities)
+        return int64(numbering.unique_texts)
+    identities = int64(numbering.identities)
     if rows is None:
         return np.flatnonzero(identities == np.arange(len(identities)))
     # The first of equal texts that the filter lets through.

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from st_hardneg.corpus.identity import IDENTITIES, draw_key
+from st_hardneg.corpus.enumeration import int64
+from st_hardneg.corpus.identity import draw_keys, identity_keys, text_digests
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus, Numbered
 from st_hardneg.corpus.symmetric import Clusters, cluster_pairs
@@ -127,32 +129,34 @@ class Pairs:
 class _Queries:
     """The unique anchors, as they are met row by row."""
 
-    query_of_text: dict[str, int]
     group_of_key: dict[bytes, int]
-    first_row: list[int]
-    group: list[int]
-    own: list[int]
-    draw_keys: list[int]
+    first_row: Ids
+    group: Ids
+    own: Ids
+    draw_keys: Ids
     row_query: Ids
 
 
 def _unique_queries(anchors: TextColumn, numbered: Numbered) -> _Queries:
-    key_of = IDENTITIES[numbered.identity]
+    query_of_text: dict[bytes, int] = {}
+    first_row: list[int] = []
+    keys: list[bytes] = []
+    row_query: list[int] = []
+    for texts in anchors.arrays():
+        start, new = len(row_query), list[int]()
+        for place, digest in enumerate(text_digests(texts)):
+            num_queries = len(query_of_text)
+            query = query_of_text.setdefault(digest, num_queries)
+            if query == num_queries:
+                new.append(place)
+            row_query.append(query)
+        first_row += [start + place for place in new]
+        some = texts if len(new) == len(texts) else texts.take(pa.array(new, type=pa.int64()))
+        keys += identity_keys(some, numbered.identity)
     group_of_key: dict[bytes, int] = {}
-    found = _Queries({}, group_of_key, [], [], [], [], np.empty(len(anchors), dtype=np.int64))
-    row = 0
-    for texts in anchors.batches():
-        for text in texts:
-            query = found.query_of_text.setdefault(text, len(found.first_row))
-            if query == len(found.first_row):
-                key = key_of(text)
-                found.first_row.append(row)
-                found.group.append(group_of_key.setdefault(key, len(group_of_key)))
-                found.own.append(numbered.first_with_key.get(key, -1))
-                found.draw_keys.append(draw_key(key))
-            found.row_query[row] = query
-            row += 1
-    return found
+    group = [group_of_key.setdefault(key, len(group_of_key)) for key in keys]
+    own = [numbered.first_with_key.get(key, -1) for key in keys]
+    return _Queries(group_of_key, int64(first_row), int64(group), int64(own), draw_keys(keys), int64(row_query))
 
 
 def pair_up(
@@ -175,8 +179,8 @@ def pair_up(
     """
     queries = _unique_queries(anchors, numbered)
     corpus, row_query = numbered.corpus, queries.row_query
-    same_text = np.asarray(queries.group, dtype=np.int64)
-    own_identity = np.asarray(queries.own, dtype=np.int64)
+    same_text = queries.group
+    own_identity = queries.own
     groups = same_text if share_positives else np.arange(len(same_text))
     offsets, ids = _by_group(groups[row_query], numbered.row_positive, len(corpus))
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -191,14 +195,14 @@ def pair_up(
         anchors,
         row_query,
         numbered.row_positive,
-        np.asarray(queries.first_row, dtype=np.int64),
+        queries.first_row,
         groups,
         offsets,
         ids,
         KnownPositives(torch.arange(len(corpus)), own_keys, torch.from_numpy(groups)),
         _known_positives(row_query, numbered.row_positive, same_text, own_identity, corpus, clusters),
         own_identity,
-        np.asarray(queries.draw_keys, dtype=np.int64),
+        queries.draw_keys,
         given_offsets,
         given_ids,
         num_unused,
@@ -208,12 +212,17 @@ def pair_up(
 
 def _given(queries: _Queries, numbered: Numbered, anchors: Sequence[TextColumn]) -> tuple[Ids, Ids, int]:
     """Return where the given negatives of each group start, their corpus ids, and how many have no query."""
-    num_groups, key_of = len(queries.group_of_key), IDENTITIES[numbered.identity]
+    num_groups = len(queries.group_of_key)
     if not anchors:
         return np.zeros(num_groups + 1, dtype=np.int64), np.arange(0), 0
     owners = [
         np.asarray(
-            [queries.group_of_key.get(key_of(text), -1) for some in column.batches() for text in some], dtype=np.int64
+            [
+                queries.group_of_key.get(key, -1)
+                for some in column.arrays()
+                for key in identity_keys(some, numbered.identity)
+            ],
+            dtype=np.int64,
         )
         for column in anchors
     ]

@@ -214,8 +214,7 @@ def _anchor_and_positive(rows: _Rows, source: Ids) -> dict[str, Any]:
 def _texts(column: TextColumn, ids: Ids) -> pa.ChunkedArray:
     """Gather texts by number, block by block; each text that is used is read once."""
     used, place = np.unique(ids, return_inverse=True)
-    texts = pa.array(column.take(used), type=pa.large_string())
-    return pa.chunked_array(list(_blocks(texts, place)), type=pa.string())
+    return pa.chunked_array(list(_blocks(column.array(used), place)), type=pa.string())
 
 
 def _blocks(texts: pa.Array, place: Ids) -> Iterator[pa.Array]:

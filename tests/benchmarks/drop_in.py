@@ -1,9 +1,10 @@
-"""The drop-in against Sentence Transformers: the whole function, time and memory, on the same embeddings.
+"""The drop-in and HardNegativeDataset against Sentence Transformers' function: time and memory, the same embeddings.
 
-    python tests/benchmarks/drop_in.py [--rows 20000] [--dim 384] [--repeats 3] [--exact]
+    python tests/benchmarks/drop_in.py [--rows 20000] [--dim 384] [--repeats 3]
 
-Each measurement is a process of its own, with one thread. Encoding is free, and everything else is counted: search,
-filters, draws, and writing the rows. Memory is the peak beyond the texts and embeddings that both are given.
+Each measurement is a process of its own, with one thread. Encoding is a look-up, and everything else is counted: numbering
+the texts, search, filters, draws, and writing the rows. "Beyond the search" is all but the time in the searcher, or in
+FAISS, or in the product and top-k. Memory is the peak beyond the texts and embeddings that all are given.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import contextlib
 import io
 import json
 import os
-import random
-import resource
-import statistics
-import subprocess
 import sys
 import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from measuring import RandomVectors, clock_around, in_processes, judged, peak_mb, texts
 
 SETTINGS = {
     "range_min": 10,
@@ -27,116 +27,93 @@ SETTINGS = {
     "relative_margin": 0.05,
     "sampling_strategy": "random",
     "num_negatives": 5,
-    "verbose": False,
 }
 
 
-class FixedEmbeddings:
-    """A model that looks embeddings up."""
+def run(which: str, pairs, model, use_faiss: bool):
+    """Mine with one of the three and return the triplets."""
+    if which == "dataset":
+        from st_hardneg import HardNegativeDataset, MiningConfig
 
-    similarity_fn_name = "cosine"
-
-    def __init__(self, rows: int, dim: int) -> None:
-        import torch
-
-        rng = random.Random(0)
-        letters = "abcdefghijklmnopqrstuvwxyz     "
-        self.device = torch.device("cpu")
-        self.queries = [f"query {i} " + "".join(rng.choices(letters, k=40)) for i in range(rows)]
-        self.documents = [f"document {i} " + "".join(rng.choices(letters, k=415)) for i in range(rows)]
-        generator = torch.Generator().manual_seed(0)
-        queries, noise = (torch.randn(rows, dim, generator=generator) for _ in range(2))
-        # A positive has a cosine of about .7 with its query.
-        unit = torch.nn.functional.normalize
-        self.embeddings = {True: unit(queries, dim=1), False: unit(queries + noise, dim=1)}
-
-    def _encode(self, is_query: bool, convert_to_tensor: bool):
-        embeddings = self.embeddings[is_query]
-        return embeddings if convert_to_tensor else embeddings.numpy()
-
-    def encode_query(self, texts, convert_to_tensor=False, **_):
-        return self._encode(True, convert_to_tensor)
-
-    def encode_document(self, texts, convert_to_tensor=False, **_):
-        return self._encode(False, convert_to_tensor)
-
-    def get_embedding_dimension(self):
-        return self.embeddings[True].shape[1]
-
-    def encode(self, texts, **_):
-        raise AssertionError("neither function calls this")
-
-    def similarity(self, left, right):
-        from sentence_transformers.util import cos_sim
-
-        return cos_sim(left, right)
-
-    def similarity_pairwise(self, left, right):
-        from sentence_transformers.util import pairwise_cos_sim
-
-        return pairwise_cos_sim(left, right)
+        hard_negatives = HardNegativeDataset(pairs, config=MiningConfig(**SETTINGS), use_faiss=use_faiss)
+        hard_negatives.mine(model)
+        return hard_negatives.to_dataset("triplet")
+    if which == "drop-in":
+        from st_hardneg import mine_hard_negatives
+    else:
+        from sentence_transformers.util import mine_hard_negatives
+    return mine_hard_negatives(pairs, model, use_faiss=use_faiss, verbose=False, **SETTINGS)
 
 
-def peak_mb() -> float:
-    """Return this process's peak resident memory in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def places_of_search(which: str, use_faiss: bool, model):
+    """Return the functions whose time is the search."""
+    import faiss
+    import torch
+
+    from st_hardneg.search import ExactSearcher, FaissSearcher
+
+    if which != "theirs":
+        searcher = FaissSearcher if use_faiss else ExactSearcher
+        return [(searcher, "index"), (searcher, "search")]
+    if use_faiss:
+        return [(faiss.IndexFlatIP, "add"), (faiss.IndexFlatIP, "search")]
+    return [(model, "similarity"), (torch, "topk")]
 
 
-def measure(which: str, rows: int, dim: int, use_faiss: bool) -> None:
-    """Run one of the functions in this process and print its figures."""
+def measure(which: str, rows: int, dim: int, use_faiss: bool) -> dict[str, float]:
+    """Run one of the three in this process and return its figures."""
     import torch
     from datasets import Dataset
-    from sentence_transformers.util import mine_hard_negatives as theirs
-
-    from st_hardneg import mine_hard_negatives as ours
 
     torch.set_num_threads(1)
-    model, small = FixedEmbeddings(rows, dim), FixedEmbeddings(64, dim)
-    dataset, few = (Dataset.from_dict({"anchor": m.queries, "positive": m.documents}) for m in (model, small))
-    function = ours if which == "ours" else theirs
+    model = RandomVectors(rows, dim)
+    queries, documents = texts("query", rows, 40), texts("document", rows, 415)
+    pairs, few = (Dataset.from_dict({"anchor": queries[:n], "positive": documents[:n]}) for n in (rows, 64))
     with contextlib.redirect_stderr(io.StringIO()):
-        function(few, small, use_faiss=use_faiss, **SETTINGS)  # so that no import is counted
+        run(which, few, model, use_faiss)  # so that no import is counted
+        places = places_of_search(which, use_faiss, model)
         before, started = peak_mb(), time.perf_counter()
-        result = function(dataset, model, use_faiss=use_faiss, **SETTINGS)
+        with clock_around(*places) as search:
+            triplets = run(which, pairs, model, use_faiss)
         seconds = time.perf_counter() - started
-    assert len(result) == SETTINGS["num_negatives"] * rows
-    print(json.dumps({"seconds": seconds, "mb": peak_mb() - before}))
+    assert len(triplets) == SETTINGS["num_negatives"] * rows
+    return {"seconds": seconds, "search": search[0], "beyond": seconds - search[0], "mb": peak_mb() - before}
 
 
-def main() -> None:
-    """Measure both in turn and print the ratios of the medians."""
+def main(arguments: list[str] | None = None) -> bool:
+    """Measure all three in turn, with FAISS and without, and tell whether the ratios of the medians hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--exact", action="store_true", help="without FAISS")
-    parser.add_argument("--measure", choices=["ours", "theirs"])
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(arguments.measure, arguments.rows, arguments.dim, not arguments.exact)
-        return
-    figures: dict[str, list[dict[str, float]]] = {"theirs": [], "ours": []}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(arguments.repeats):
-        for which, found in figures.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure", which]
-            output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-            found.append(json.loads(output.splitlines()[-1]))
-    median = {
-        which: {key: statistics.median(run[key] for run in found) for key in found[0]}
-        for which, found in figures.items()
-    }
-    search = "exact search" if arguments.exact else "FAISS"
-    print(
-        f"{arguments.rows:,} pairs, {arguments.dim} dimensions, {search}, 5 negatives each; medians of "
-        f"{arguments.repeats} processes each, one thread"
-    )
-    for which, name in (("theirs", "sentence-transformers"), ("ours", "st_hardneg")):
-        print(f"{name:<22} {median[which]['seconds']:6.2f} s, +{median[which]['mb']:.0f} MB")
-    time_ratio = median["ours"]["seconds"] / median["theirs"]["seconds"]
-    memory_ratio = median["ours"]["mb"] / median["theirs"]["mb"]
-    print(f"{time_ratio:.2f} of the time, {memory_ratio:.2f} of the memory")
+    parser.add_argument("--measure", nargs=2)
+    given = parser.parse_args(arguments)
+    if given.measure:
+        which, search = given.measure
+        print(json.dumps(measure(which, given.rows, given.dim, search == "faiss")))
+        return True
+    is_good = True
+    for search in ("faiss", "exact"):
+        sizes = ["--rows", given.rows, "--dim", given.dim]
+        cases = {which: [*sizes, "--measure", which, search] for which in ("theirs", "drop-in", "dataset")}
+        found = in_processes(__file__, cases, given.repeats)
+        print(f"{given.rows:,} pairs, {given.dim} dimensions, {search}, 5 negatives each")
+        for which, one in found.items():
+            print(
+                f"  {which:<8} {one['seconds']:6.2f} s, search {one['search']:6.2f} s, beyond it {one['beyond']:5.2f} s, "
+                f"+{one['mb']:.0f} MB"
+            )
+        for which in ("drop-in", "dataset"):
+            ratio = {key: found[which][key] / found["theirs"][key] for key in found[which]}
+            is_good &= judged(
+                {
+                    f"{which}, {search}: beyond the search": (ratio["beyond"], 0.1),
+                    f"{which}, {search}: whole run": (ratio["seconds"], 0.6),
+                    f"{which}, {search}: extra memory": (ratio["mb"], 0.5),
+                }
+            )
+    return is_good
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if main() else 1)

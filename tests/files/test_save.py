@@ -102,14 +102,16 @@ def test_the_wrapped_dataset_keeps_its_features_and_its_info(tmp_path):
 
 def test_no_text_is_numbered_again(folder, monkeypatch):
     """Reading takes no digest of any text."""
-    from st_hardneg.corpus import identity, numbering, pairs
+    from st_hardneg.corpus import enumeration, identity, pairs
 
     def refuse(*_):
         raise AssertionError("a text was numbered")
 
-    for module, name in ((identity, "text_digest"), (numbering, "text_digest"), (identity, "same_text_key")):
+    for module in (enumeration, pairs):
+        for name in ("text_digests", "identity_keys"):
+            monkeypatch.setattr(module, name, refuse)
+    for module, name in ((identity, "text_digest"), (identity, "same_text_key")):
         monkeypatch.setattr(module, name, refuse)
-    monkeypatch.setattr(pairs, "IDENTITIES", {})
     read(str(folder))
 
 
