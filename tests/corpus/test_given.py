@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig, Texts, Written
+from st_hardneg.corpus.given import given_corpus, rows_where
 from st_hardneg.formats.beir import read_beir
-from tests.conftest import random_texts
+from tests.conftest import random_texts, whole
 
 
 def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
@@ -126,3 +130,122 @@ def test_the_corpus_of_another_dataset_is_taken_as_it_was(bag_of_words, word_pai
     second = mined(word_pairs.select(range(24, 48)), first.corpus, model=bag_of_words)
     expected = mined(word_pairs.select(range(24, 48)), corpus, model=bag_of_words)
     assert second.provenance().to_dict() == expected.provenance().to_dict()
+
+
+ROWS = Dataset.from_dict({"year": [2019, 2020, 2021], "text": ["w1", "w2", "w3"]})
+
+
+def test_a_predicate_sees_each_row_and_selects_those_for_which_it_is_true():
+    """In ascending order; a NumPy truth value is one, too."""
+    assert rows_where(ROWS, lambda row: row["year"] != 2020 and row["text"] > "w", "metadata_filter").tolist() == [0, 2]
+    assert rows_where(ROWS, lambda row: np.bool_(row["year"] > 2020), "metadata_filter").tolist() == [2]
+    seen: list[dict] = []
+    rows_where(ROWS.with_format("numpy"), lambda row: not seen.append(row), "metadata_filter")
+    assert seen == ROWS.to_list()
+    given = np.array([0, 2])
+    assert rows_where(ROWS, given, "metadata_filter") is given
+
+
+@pytest.mark.parametrize(
+    ("given", "predicate", "error", "message"),
+    [
+        (ROWS, "year", TypeError,
+         "Expected `w` to be a function of a corpus row (a dictionary) that returns True or False, got str. Pass "
+         "`lambda row: row['year'] >= 2020`, for example."),
+        (None, lambda row: True, ValueError,
+         "Expected a `corpus` with columns for `w` to look at, got none. Pass a `datasets.Dataset` as `corpus`."),
+        (ROWS, lambda row: row["date"], ValueError,
+         "Expected `w` to return True or False for every row of the corpus, got KeyError: 'date' for row 0. Columns are "
+         "['year', 'text']; pass the corpus as a Dataset with the columns that it looks at."),
+        (ROWS, lambda row: row["year"], TypeError,
+         "Expected `w` to return True or False, got 2019 for row 0 of the corpus. Compare a column with a value, for "
+         "example."),
+        (ROWS, lambda row: False, ValueError,
+         "Expected `w` to be true for some of the 3 rows of the corpus, got none: it removes everything. Columns are "
+         "['year', 'text']."),
+        *((rows, values, ValueError,
+           f"Expected `w` to be a function of a corpus row, or ascending row numbers below {0 if rows is None else 3} as "
+           f"an int64 array, got {values.dtype} of shape {values.shape}. Pass a function.")
+          for rows, values in [(ROWS, np.array([0, 3])), (ROWS, np.array([1, 1])), (ROWS, np.array([2, 0])),
+                               (ROWS, np.array([-1, 0])), (ROWS, np.array([0.0])), (ROWS, np.array([[0]])),
+                               (ROWS, np.array([], dtype=np.int64)), (ROWS, np.array([0], dtype=np.int32)),
+                               (None, np.array([0]))]),
+    ],
+)  # fmt: skip
+def test_what_is_no_predicate_is_refused(given, predicate, error, message):
+    with pytest.raises(error, match=whole(message)):
+        rows_where(given, predicate, "w")
+
+
+WANTED = "Expected `corpus` to be a list of texts, `{id: text}`, a `datasets.Dataset` or None, got "
+SURROGATE = "b\ud800"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "error", "message"),
+    [
+        *((f"texts{ending}", TypeError,
+           f"{WANTED}the single text 'texts{ending}'. Read the file first, with `datasets.load_dataset`, or "
+           "`HardNegativeDataset.from_beir`.")
+          for ending in (".jsonl", ".json", ".csv", ".parquet", ".txt", ".gz")),
+        ("a text", TypeError, f"{WANTED}the single text 'a text'. Put it into a list: `[text]`."),
+        (3, TypeError, f"{WANTED}int. Turn it into one of these, for example with `list(...)`."),
+        (b"text", TypeError, f"{WANTED}bytes. Turn it into one of these, for example with `list(...)`."),
+        (SimpleNamespace(encode_query=1), TypeError,
+         "Expected texts as `corpus`, got SimpleNamespace. Pass it to `.mine(model)`."),
+        (MiningConfig(), TypeError, "Expected texts as `corpus`, got MiningConfig. Pass it to `config=...`."),
+        (["a", 1], TypeError,
+         "Expected `corpus` to be a list of texts, got int at position 1. Pass strings only."),
+        (["a", SURROGATE], ValueError,
+         "Expected `corpus` to hold valid Unicode, got a lone surrogate at position 1. Clean it, for example with "
+         "`text.encode('utf-8', 'replace').decode()`."),
+        ([], ValueError,
+         "Expected a corpus with at least one text, got an empty one. Pass `corpus=None` to mine among the positives."),
+        ({"train": ROWS}, TypeError, "Expected one corpus, got several by name. Pass one split: `corpus['train']`."),
+        ({"a text": 3}, TypeError, "`corpus` maps texts to ids. Turn it round: ids are keys, texts are values."),
+        ({"d1": "text", "d2": {"title": "x"}}, TypeError,
+         "Expected `corpus` to map ids to texts, got dict for the id 'd2'. Join title and text into one string; "
+         "`HardNegativeDataset.from_beir` reads documents with titles."),
+        ({"d1": SURROGATE}, ValueError,
+         "Expected `corpus` to hold valid Unicode, got a lone surrogate for the id 'd1'. Clean it."),
+        ({1: "a", "1": "b"}, ValueError,
+         "`corpus` has two ids that are the same as strings. Give each text an id of its own."),
+        (Dataset.from_dict({"a": ["x"], "b": ["y"]}), ValueError,
+         "Expected the corpus to have a column 'text' or 'answer', or one text column only, got ['a', 'b']. Rename the "
+         "column that holds the texts to 'text'."),
+        (ROWS.with_transform(lambda batch: batch), ValueError,
+         "`corpus` has a transform (`with_transform` or `set_transform`), and mining would read the texts without it. "
+         "Apply it once, with `with_format(None).map(transform, batched=True)`, or take it off with `with_format(None)`."),
+    ],
+)  # fmt: skip
+def test_what_is_no_corpus_is_refused(corpus, error, message):
+    """The whole message is compared."""
+    with pytest.raises(error, match=whole(message)):
+        given_corpus(corpus, "answer")
+
+
+@pytest.mark.parametrize(
+    ("columns", "text_column", "id_column"),
+    [
+        ({"body": ["x"]}, "body", None),
+        ({"id": ["7"], "body": ["x"], "year": [1]}, "body", "id"),
+        ({"title": ["t"], "text": ["x"]}, "text", None),
+        ({"title": ["t"], "answer": ["x"], "docid": ["7"]}, "answer", "docid"),
+        ({"_id": ["7"], "id": ["8"], "text": ["x"], "answer": ["y"]}, "text", "_id"),
+    ],
+)
+def test_the_column_of_texts_is_made_out(columns, text_column, id_column):
+    """By name, or because there is no other; columns of ids are none."""
+    found = given_corpus(Dataset.from_dict(columns), "answer")
+    assert (found.text_column, found.id_column) == (text_column, id_column)
+    titles = [("t", "x")] if "title" in columns else []
+    assert list(found.titles_and_texts()) == titles
+
+
+def test_a_title_that_is_the_text_is_no_title():
+    """Nor is a column of numbers of that name."""
+    assert list(given_corpus(Dataset.from_dict({"title": ["t"]}), "answer").titles_and_texts()) == []
+    numbers = Dataset.from_dict({"title": [1], "text": ["x"]})
+    assert list(given_corpus(numbers, "answer").titles_and_texts()) == []
+    spaced = Dataset.from_dict({"title": [" t ", None], "text": ["x", "y"]})
+    assert list(given_corpus(spaced, "answer").titles_and_texts()) == [("t", "x"), ("", "y")]

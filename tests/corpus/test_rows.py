@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
 from sentence_transformers.util.dataset import resolve_ids
 
 from st_hardneg import HardNegativeDataset, MiningConfig
+from st_hardneg.corpus.rows import read_rows
+from tests.conftest import whole
 
 
 def mined(pairs, corpus=None, *, model, n=1, **fields) -> HardNegativeDataset:
@@ -237,3 +240,63 @@ def test_answers_before_questions_are_pointed_out(caplog):
     HardNegativeDataset(rows, anchor_column_name="query", positive_column_name="answer")
     HardNegativeDataset(rows.rename_columns({"answer": "question", "query": "answer"}))
     assert "the other way round" not in caplog.text
+
+
+PAIRS = {"question": ["ask a", "ask b"], "answer": ["say a", "say b"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "error", "message"),
+    [
+        ({"label": ["1", "perhaps"]}, {}, ValueError,
+         "The column 'label' holds other labels than 0 and 1, such as 'perhaps', so it does not say which rows are right "
+         "answers. Filter the rows, then remove the column with `dataset.remove_columns('label')`."),
+        ({"label": [1, 2]}, {}, ValueError,
+         "The column 'label' holds other values than 0 and 1, such as 2, so it does not say which rows are right answers. "
+         "Filter the rows, then remove the column with `dataset.remove_columns('label')`."),
+        ({"score": [1.0, 0.25]}, {}, ValueError,
+         "The column 'score' holds fractions, such as 0.25: how similar two texts are, not which rows are right answers. "
+         "Keep the rows that are similar enough, and remove the column: `dataset.filter(lambda row: row['score'] >= "
+         "...).remove_columns('score')`."),
+        ({"label": [0, 0]}, {}, ValueError,
+         "The column 'label' labels all rows as wrong answers. Pass rows of right ones."),
+        ({"label": [1, None]}, {}, ValueError,
+         "The column 'label' has rows without a label (None, or below 0), so it does not say whether these are right "
+         "answers. Filter them: `dataset.filter(lambda row: row['label'] in (0, 1))`, for example."),
+        ({}, {"sources": {"given": 3}}, ValueError,
+         "The source 'given' needs negatives in the dataset: columns 'negative' or 'negative_1', 'negative_2' …, or rows "
+         "with label 0. Columns are ['question', 'answer']."),
+        ({"negative": [1, 2]}, {"sources": {"given": 3}}, TypeError,
+         "Expected the given negatives in 'negative' to be texts, got Value('int64')."),
+        ({"weight": [1.0, -0.5]}, {}, ValueError,
+         "Expected weights from 0 to a million in the column 'weight', got -0.5 in row 1. Correct it."),
+        ({"weight": [1.0, 1e-9]}, {}, ValueError,
+         "Expected weights of at least a millionth in the column 'weight', got 1e-09 in row 1, which would count as 0. "
+         "Scale the weights, for example to a mean of 1."),
+        ({"weight": ["a", "b"]}, {}, TypeError,
+         "Expected the column 'weight' to hold numbers, got something else. Rename it if it is not the rows' weight."),
+        ({}, {"positive_column_name": "question", "anchor_column_name": "question"}, ValueError,
+         "Expected different columns for anchor and positive, got 'question' for both."),
+        ({"texts": [["a"], ["b"]]}, {"positive_column_name": "texts"}, TypeError,
+         "Expected the column 'texts' to hold text (strings), got List(Value('string')). Name a text column, or turn this "
+         "one into text with `dataset.map`."),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_say_what_is_right_are_refused(columns, options, error, message):
+    """The whole message is compared."""
+    with pytest.raises(error, match=whole(message)):
+        HardNegativeDataset(Dataset.from_dict({**PAIRS, **columns}), **options)
+
+
+def test_a_weight_of_0_is_a_weight():
+    """In whole millionths, as int64."""
+    rows = read_rows(Dataset.from_dict({**PAIRS, "weight": [0.0, 2.5]}), None, None, use_given=False)
+    assert rows.weights.tolist() == [0, 2_500_000] and rows.weights.dtype == np.int64
+    plain = read_rows(Dataset.from_dict(PAIRS), None, None, use_given=False)
+    assert plain.weights.tolist() == [1_000_000] * 2 and plain.weights.dtype == np.int64
+
+
+def test_a_dataset_of_one_column_lacks_the_other():
+    message = "Expected at least two columns, anchor and positive, got ['question']. Add the column of positives."
+    with pytest.raises(ValueError, match=whole(message)):
+        HardNegativeDataset(Dataset.from_dict({"question": ["a"]}))
