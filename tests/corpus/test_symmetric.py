@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig
+from st_hardneg.corpus.symmetric import cluster_pairs
 
 SAME = ["w1 w2 w3", "w1 w2 w4", "w1 w2 w5", "w1 w2 w6"]
 
@@ -76,3 +78,41 @@ def test_pairs_that_all_hang_together_still_have_negatives(bag_of_words):
     found = mined(pairs, model=bag_of_words)
     assert "symmetric" not in repr(found)
     assert found.report.num_slots == 9 and found.report.num_missing == 0
+
+
+def chained(num_linked: int, num_alone: int):
+    """Return what `cluster_pairs` takes: a chain of texts, each right for the one before, and pairs by themselves."""
+    links = [(number, number + 1) for number in range(num_linked - 1)]
+    alone = [(num_linked + 2 * number, num_linked + 2 * number + 1) for number in range(num_alone)]
+    rows = links + alone
+    num_texts = num_linked + 2 * num_alone
+    return {
+        "row_group": np.arange(len(rows)),
+        "row_positive": np.array([right for _, right in rows]),
+        "group_identity": np.array([left for left, _ in rows]),
+        "query_group": np.arange(len(rows)),
+        "identities": np.arange(num_texts),
+    }
+
+
+@pytest.mark.parametrize(("num_linked", "num_alone", "is_symmetric"), [(8, 1, True), (9, 1, False), (16, 2, True)])
+def test_what_hangs_together_may_be_four_fifths_of_a_small_set(num_linked, num_alone, is_symmetric):
+    """8 of 10 texts and 16 of 20 are, 9 of 11 are more: a set that hangs together as a whole leaves no negative."""
+    found = cluster_pairs(**chained(num_linked, num_alone), symmetric=None)
+    assert (found is not None) is is_symmetric
+    if found is not None:
+        assert found.largest == num_linked
+        assert len(set(found.of_texts[:num_linked])) == 1 and found.of_queries[0] == found.of_texts[0]
+        assert len(set(found.of_texts)) == 1 + num_alone
+    assert cluster_pairs(**chained(num_linked, num_alone), symmetric=True).largest == num_linked
+    assert cluster_pairs(**chained(num_linked, num_alone), symmetric=False) is None
+
+
+def test_texts_of_no_pair_are_in_no_cluster():
+    """Where few queries are positives, too, only what hangs together with one counts; the rest is -1."""
+    given = chained(3, 30)
+    given["identities"] = np.arange(len(given["identities"]) + 1)  # one text that no pair holds
+    found = cluster_pairs(**given, symmetric=None)
+    assert found.largest == 3 and set(found.of_texts[3:]) == {-1} and len(set(found.of_texts[:3])) == 1
+    every = cluster_pairs(**given, symmetric=True)
+    assert every.largest == 3 and every.of_texts[-1] == -1 and (every.of_texts[:-1] >= 0).all()
