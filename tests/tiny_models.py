@@ -66,3 +66,20 @@ def static_sparse(seed: int = 0) -> Any:
 
     weights = torch.rand(len(SPECIAL) + len(WORDS), generator=torch.Generator().manual_seed(seed)) + 0.5
     return SparseEncoder(modules=[SparseStaticEmbedding(tokenizer(), weights)], device="cpu")
+
+
+def colbert(folder: Path, seed: int = 0) -> Any:
+    """Return a late-interaction model of 8 dimensions a token."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Normalize
+    from transformers import BertModel
+
+    torch.manual_seed(seed)
+    path = saved(folder, BertModel(bert_config(initializer_range=0.5)))
+    dense = Dense(16, 8, bias=False, activation_function=torch.nn.Identity(), module_input_name="token_embeddings")
+    modules = [Transformer(path), dense, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    model = MultiVectorEncoder(modules=modules, device="cpu")
+    model._create_model_card = lambda *_, **__: None
+    return model

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from st_hardneg.encoders.dense import DenseEncoder, Encoding, Encodings
+from st_hardneg.encoders.multi_vector import LateInteraction, MultiVectorTextEncoder
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.sparse import SparseTextEncoder
 
-__all__ = ["DenseEncoder", "Encoder", "Encoding", "Encodings", "SparseTextEncoder", "encoder_for"]
+__all__ = [
+    "DenseEncoder",
+    "Encoder",
+    "Encoding",
+    "Encodings",
+    "LateInteraction",
+    "MultiVectorTextEncoder",
+    "SparseTextEncoder",
+    "encoder_for",
+]
 
-ENCODERS: dict[str, Callable[[Any, Encodings], Encoder]] = {"SparseEncoder": SparseTextEncoder}
-"""Encoders by the name of a class of models, or of one of its bases; what is not here is encoded as dense."""
-
-_CANNOT_SEARCH = ("CrossEncoder", "MultiVectorEncoder")
+_CANNOT_SEARCH = ("CrossEncoder",)
 
 
 def encoder_for(model: Any, encodings: Encodings) -> Encoder:
     """Return the encoder of a model.
 
     Args:
-        model: A SentenceTransformer, a SparseEncoder, an object with ``encode_query`` and ``encode_document``, or an
-            encoder, which is returned as it is.
+        model: A SentenceTransformer, a SparseEncoder, a MultiVectorEncoder or a :class:`LateInteraction`, an object
+            with ``encode_query`` and ``encode_document``, or an encoder, which is returned as it is.
         encodings: Prompts, routes and batch sizes.
 
     Raises:
@@ -42,3 +50,11 @@ def encoder_for(model: Any, encodings: Encodings) -> Encoder:
                 "that searches in its place: `MiningCallback(hard_negatives, retriever=SentenceTransformer(...))`."
             )
     return DenseEncoder(model, encodings)
+
+
+ENCODERS: dict[str, Callable[[Any, Encodings], Encoder]] = {
+    "SparseEncoder": SparseTextEncoder,
+    "MultiVectorEncoder": partial(MultiVectorTextEncoder, encoder_for=encoder_for),
+    "LateInteraction": partial(MultiVectorTextEncoder, encoder_for=encoder_for),
+}
+"""Encoders by the name of a class of models, or of one of its bases; what is not here is encoded as dense."""
