@@ -170,7 +170,7 @@ class Candidates:
         corpus_ids: int64 of shape ``(q, k)``; -1 where a source returned less than ``k``.
         similarities: float32 of shape ``(q, k)``: the model's own similarity; -inf where missing.
         scores: float32 of shape ``(q, k)``, by which candidates are filtered and ordered: a cross encoder's score if
-            there is one, and else the similarity; -inf where missing.
+            there is one, and else the similarity, per token where it is a sum over a query's tokens; -inf where missing.
         ranks: int64 of shape ``(q, k)``: the place at which the source returned each, from 0; -1 where it has none.
         positive_scores: float32 of shape ``(q,)``: the lowest score among each query's positives.
         lowest_positive_similarities: float32 of shape ``(q,)``: the same by the model's similarity.
@@ -185,6 +185,8 @@ class Candidates:
         guide_gap: float32 of shape ``(q, k)``: how far the guide scores each candidate above the query's lowest positive
             guide score, or None where there is no guide.
         is_rescored: Whether ``scores`` are a cross encoder's.
+        units: float32 of shape ``(q,)``: how many times a score a similarity of the query is, or None for once. By MaxSim
+            a score is the mean over the query's tokens and a similarity is their sum; two texts compare by the mean.
     """
 
     query_ids: Tensor
@@ -201,11 +203,16 @@ class Candidates:
     chance: Tensor | None = None
     guide_gap: Tensor | None = None
     is_rescored: bool = False
+    units: Tensor | None = None
 
     @property
     def is_present(self) -> Tensor:
         """Boolean tensor of shape ``(q, k)``: True where there is a candidate at all."""
         return self.corpus_ids >= 0
+
+    def as_of_texts(self, similarities: Tensor) -> Tensor:
+        """Return similarities of the queries, of shape ``(q,)``, as those of two texts are counted."""
+        return similarities if self.units is None else similarities / self.units
 
     def as_negatives(self) -> Negatives:
         """Return all candidates, at their places."""

@@ -106,7 +106,7 @@ def keeps_centered_margin(candidates: Candidates, margin: float) -> Tensor:
 def keeps_centered_closeness(candidates: Candidates, ratio: float) -> Tensor:
     """Keep what is at most ``ratio g`` more similar to each of the query's positives than chance, ``g`` as above."""
     assert candidates.chance is not None and candidates.positive_closeness is not None
-    gap = (candidates.lowest_positive_similarities - candidates.chance).clamp(min=0.0)
+    gap = candidates.as_of_texts((candidates.lowest_positive_similarities - candidates.chance).clamp(min=0.0))
     return candidates.positive_closeness <= ratio * gap[:, None]
 
 
@@ -133,7 +133,7 @@ def keeps_max_relative_positive_similarity(candidates: Candidates, ratio: float)
     than ``ratio`` of how close the query itself is to its own.
     """
     assert candidates.positive_similarity is not None
-    positive = candidates.lowest_positive_similarities
+    positive = candidates.as_of_texts(candidates.lowest_positive_similarities)
     return candidates.positive_similarity <= (positive - positive.abs() * (1.0 - ratio))[:, None]
 
 

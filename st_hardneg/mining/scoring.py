@@ -69,7 +69,24 @@ class Scoring:
     def row_scores(self) -> Tensor:
         """float32 of shape ``(num_rows,)``: the scores that margins are measured from."""
         rescored = self.row_cross_encoder_scores
-        return self.row_similarities if rescored is None else rescored
+        if rescored is not None:
+            return rescored
+        return self.per_unit(torch.from_numpy(self.pairs.row_query), self.row_similarities)
+
+    @cached_property
+    def units(self) -> Tensor | None:
+        """float32 of shape ``(num_queries,)``: what a similarity is divided by to be a score; None for one.
+
+        A MaxSim is a sum over the tokens of the query. Bounds and margins mean the same for short and long queries if
+        they go by the mean.
+        """
+        return getattr(self.vectors.queries, "units", None)
+
+    def per_unit(self, query_ids: Tensor, similarities: Tensor) -> Tensor:
+        """Return similarities of queries, int64 of shape ``(q,)``, as scores, both of shape ``(q,)`` or ``(q, k)``."""
+        if self.units is None:
+            return similarities
+        return similarities / self.units[query_ids].view(-1, *[1] * (similarities.dim() - 1))
 
     @cached_property
     def lowest_positive_scores(self) -> Tensor:
@@ -127,12 +144,13 @@ class Scoring:
             query_ids,
             corpus_ids,
             similarities,
-            similarities,
+            self.per_unit(query_ids, similarities),
             ranks,
             self.lowest_positive_scores[query_ids],
             self.lowest_positive_similarities[query_ids],
             sources,
             source_scores,
+            units=None if self.units is None else self.units[query_ids],
         )
         if self.cross_encoder is not None:
             candidates = self._rescored(candidates, keeps_order=keeps_order)

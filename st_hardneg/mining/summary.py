@@ -83,6 +83,9 @@ def summarize_mining(
     slots = torch.bincount(negatives.origins.flatten().long(), minlength=len(ORIGINS)).tolist()
     lowest = scoring.lowest_positive_scores[:, None]
     scores = negatives.scores.masked_fill(~negatives.is_present, torch.nan)
+    by_mean = scoring.units is not None and task.cross_encoder is None
+    if by_mean:
+        scores = scoring.per_unit(torch.arange(len(scores)), scores)
     row_query = torch.from_numpy(task.pairs.row_query)
     return MiningReport(
         refresh=run.refresh,
@@ -112,7 +115,7 @@ def summarize_mining(
         semi_hard_margin=run.semi_hard_margin,
         seconds=dict(seconds),
         peak_memory_mb=peak_memory_mb(),
-        similarity=scoring.vectors.similarity,
+        similarity="meanmaxsim" if by_mean else scoring.vectors.similarity,
         config=run.config.to_dict(),
         sources=_by_source(negatives, task.source_names),
         num_positives=_num_positives(task),
