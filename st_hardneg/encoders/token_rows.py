@@ -117,7 +117,7 @@ class TokenRows:
             parts.append(base.first[torch.from_numpy(self.places[rows]).to(base.first.device)])
             order.append(rows)
         if len(parts) == 1:
-            return parts[0]  # type: ignore[no-any-return]
+            return parts[0]
         whole = concatenated(parts)
         return whole[torch.from_numpy(np.concatenate(order)).argsort().to(whole.device)]  # type: ignore[no-any-return]
 
@@ -236,10 +236,11 @@ class MaxSimSearcher:
         self.first_stage = first_stage
         self.is_exact = getattr(first_stage, "is_exact", False)
 
-    def index(self, corpus: TokenRows, similarity_fn_name: str) -> None:
-        """Take in the corpus; the first stage searches by cosines, or as its retriever does."""
-        self._corpus, first = corpus, corpus.first
-        base, searcher = corpus.bases[0], self.first_stage
+    def index(self, corpus_embeddings: Any, similarity_fn_name: str) -> None:
+        """Take in the corpus, TokenRows; the first stage searches by cosines, or as its retriever does."""
+        self._corpus: TokenRows = corpus_embeddings
+        first = self._corpus.first
+        base, searcher = self._corpus.bases[0], self.first_stage
         if not isinstance(first, Tensor):
             searcher = first.searcher(searcher)  # type: ignore[attr-defined]
         if base.score_function is not None and hasattr(searcher, "score_function"):
@@ -247,8 +248,9 @@ class MaxSimSearcher:
         self._searcher = searcher
         searcher.index(first, base.similarity)  # type: ignore[arg-type]
 
-    def search(self, queries: TokenRows, k: int) -> tuple[Tensor, Tensor]:
+    def search(self, query_embeddings: Any, k: int) -> tuple[Tensor, Tensor]:
         """Find the ``k`` best of at least ``k`` candidates of each query; see :class:`~st_hardneg.search.Searcher`."""
+        queries: TokenRows = query_embeddings
         num_corpus = len(self._corpus)
         depth = min(max(k, self._corpus.bases[0].depth), num_corpus)
         ids, _ = checked_search(self._searcher, queries.first, depth, num_corpus)  # type: ignore[arg-type]

@@ -111,6 +111,7 @@ def test_a_mining_equals_brute_force(name):
     assert (ids == best.indices).float().mean() > 0.95  # ties aside
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_a_retriever_finds_the_candidates(kind):
     """MaxSim then orders what it finds, and the retriever encodes once as long as it stays the same."""
