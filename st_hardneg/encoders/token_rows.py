@@ -107,7 +107,7 @@ class TokenRows:
         return self
 
     @property
-    def first(self) -> Rows:
+    def first(self) -> Any:
         """What the first stage searches by, of shape ``(m, dim)``."""
         if len(self.bases) == 1 and np.array_equal(self.places, np.arange(len(self.bases[0].texts))):
             return self.bases[0].first
@@ -119,7 +119,7 @@ class TokenRows:
         if len(parts) == 1:
             return parts[0]
         whole = concatenated(parts)
-        return whole[torch.from_numpy(np.concatenate(order)).argsort().to(whole.device)]  # type: ignore[no-any-return]
+        return whole[torch.from_numpy(np.concatenate(order)).argsort().to(whole.device)]
 
     @property
     def units(self) -> Tensor | None:
@@ -242,18 +242,18 @@ class MaxSimSearcher:
         first = self._corpus.first
         base, searcher = self._corpus.bases[0], self.first_stage
         if not isinstance(first, Tensor):
-            searcher = first.searcher(searcher)  # type: ignore[attr-defined]
+            searcher = first.searcher(searcher)
         if base.score_function is not None and hasattr(searcher, "score_function"):
             searcher.score_function = base.score_function
         self._searcher = searcher
-        searcher.index(first, base.similarity)  # type: ignore[arg-type]
+        searcher.index(first, base.similarity)
 
     def search(self, query_embeddings: Any, k: int) -> tuple[Tensor, Tensor]:
         """Find the ``k`` best of at least ``k`` candidates of each query; see :class:`~st_hardneg.search.Searcher`."""
         queries: TokenRows = query_embeddings
         num_corpus = len(self._corpus)
         depth = min(max(k, self._corpus.bases[0].depth), num_corpus)
-        ids, _ = checked_search(self._searcher, queries.first, depth, num_corpus)  # type: ignore[arg-type]
+        ids, _ = checked_search(self._searcher, queries.first, depth, num_corpus)
         scores = torch.full(ids.shape, -torch.inf)
         rows, places = (ids >= 0).nonzero(as_tuple=True)
         scores[rows, places] = maxsim_of_pairs(queries[rows], self._corpus[ids[rows, places]])

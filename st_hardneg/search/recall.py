@@ -37,9 +37,11 @@ def sampled_recall(
     places = torch.linspace(0, len(queries) - 1, min(_SAMPLE, len(queries))).round().long()
     sample = queries[places.to(queries.device)]
     k = min(_NEAREST, len(corpus))
-    exact = ExactSearcher(score_function=score_function)
+    exact: Any = ExactSearcher()
     if not isinstance(corpus, Tensor):
         exact = corpus.searcher(exact)
+    if hasattr(exact, "score_function"):
+        exact.score_function = score_function
     exact.index(corpus, similarity_fn_name)
     _, best = checked_search(exact, sample, k, len(corpus))
     _, found = checked_search(searcher, sample, k, len(corpus))

@@ -1,0 +1,152 @@
+"""Sparse and multi-vector models in their stock trainers: refreshed, seen when stated, resumed, in every loss."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from sentence_transformers.multi_vector_encoder import losses as multi_vector_losses
+from sentence_transformers.sparse_encoder import losses as sparse_losses
+
+from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss, SemiHardTripletLoss
+from tests.conftest import WORDS, word_model
+from tests.training.kinds import TEXTS, run, splade_loss
+from tests.training.runs import HOST_WARNINGS
+
+pytestmark = [
+    pytest.mark.training,
+    *HOST_WARNINGS,
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),
+]
+KINDS = ("sparse", "multi-vector")
+
+
+def generations(recorder, watched) -> list[set[int]]:
+    """Return from which minings, by their step, the negatives of each batch can be."""
+    found = []
+    for batch in recorder.batches:
+        possible = set(watched.negatives)
+        for anchor, _, *negatives in batch:
+            possible &= {step for step, texts in watched.negatives.items() if texts[anchor] == tuple(negatives)}
+        found.append(possible)
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_negatives_reach_the_loss_at_the_step_that_is_stated(kind, workers, tmp_path):
+    """With no workers exactly then; with workers, nothing old after it."""
+    steps = 18
+    recorder, watched, trainer = run(
+        kind, tmp_path, callback={"mining_steps": 6}, max_steps=steps, dataloader_num_workers=workers
+    )
+    assert len(recorder.batches) == steps and [report.step for report in watched.reports] == [6, 12]
+    assert all(report.churn > 0.1 for report in watched.reports)
+    seen = generations(recorder, watched)
+    steps_per_epoch = math.ceil(len(TEXTS[:60]) / 4)
+    for number, possible in enumerate(seen, start=1):
+        assert possible, f"the negatives of batch {number} are those of no mining"
+        due = [s for s in (0, 6, 12) if s == 0 or watched.first_step_seen(s, trainer.args) <= number]
+        # Nothing is fetched ahead over the boundary of an epoch.
+        due += [12] if number > steps_per_epoch else []
+        assert max(possible) >= max(due)
+        if workers == 0:
+            assert max(due) in possible, number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, tmp_path):
+    """The same batches reach the loss, with the same negatives, and the weights end up the same."""
+    options = {"save_strategy": "steps", "save_steps": 5}
+    whole, expected, trainer = run(kind, tmp_path, **options)
+    resumed, watched, other = run(kind, tmp_path, resume=str(tmp_path / "out" / "checkpoint-5"), **options)
+    assert resumed.batches == whole.batches[5:]
+    assert watched.negatives[12 - 3] == expected.negatives[12 - 3]
+    for ours, theirs in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def cached_splade(model):
+    inner = sparse_losses.SparseMultipleNegativesRankingLoss(model)
+    weights = {"document_regularizer_weight": 3e-5, "query_regularizer_weight": 5e-5}
+    return sparse_losses.CachedSpladeLoss(model, inner, mini_batch_size=2, **weights)
+
+
+SPARSE_LOSSES = {
+    "ranking": (lambda m: splade_loss(m, sparse_losses.SparseMultipleNegativesRankingLoss(m)), 2, False),
+    "triplet": (lambda m: splade_loss(m, sparse_losses.SparseTripletLoss(m)), 1, False),
+    "cached": (cached_splade, 2, False),
+    "documents only": (
+        lambda m: sparse_losses.SpladeLoss(
+            m,
+            sparse_losses.SparseMultipleNegativesRankingLoss(m),
+            document_regularizer_weight=3e-5,
+            use_document_regularizer_only=True,
+        ),
+        2,
+        False,
+    ),
+    "margin MSE": (lambda m: splade_loss(m, sparse_losses.SparseMarginMSELoss(m)), 2, True),
+    "KL divergence": (lambda m: splade_loss(m, sparse_losses.SparseDistillKLDivLoss(m)), 2, True),
+    "semi-hard ranking": (
+        lambda m: splade_loss(m, SemiHardMultipleNegativesRankingLoss(m, scale=1.0, similarity_fct=_dot)),
+        2,
+        False,
+    ),
+    "semi-hard triplet": (lambda m: splade_loss(m, SemiHardTripletLoss(m)), 2, False),
+}
+MULTI_VECTOR_LOSSES = {
+    "ranking": (lambda m: multi_vector_losses.MultiVectorMultipleNegativesRankingLoss(m), 2, False),
+    "cached": (
+        lambda m: multi_vector_losses.CachedMultiVectorMultipleNegativesRankingLoss(m, mini_batch_size=2),
+        2,
+        False,
+    ),
+    "margin MSE": (lambda m: multi_vector_losses.MultiVectorMarginMSELoss(m), 2, True),
+    "KL divergence": (lambda m: multi_vector_losses.MultiVectorDistillKLDivLoss(m), 2, True),
+}
+
+
+def _dot(a, b):
+    from sentence_transformers.util import dot_score
+
+    return dot_score(a, b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*(("sparse", name) for name in SPARSE_LOSSES), *(("multi-vector", name) for name in MULTI_VECTOR_LOSSES)],
+)
+def test_every_loss_trains_on_the_live_view(kind, name, tmp_path):
+    """A finite loss at every step, new negatives on the way, and the scores of a teacher where a loss wants some."""
+    make, number, with_scores = (SPARSE_LOSSES if kind == "sparse" else MULTI_VECTOR_LOSSES)[name]
+    teacher = {"teacher": word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(1)))}
+    recorder, watched, trainer = run(
+        kind,
+        tmp_path,
+        make_loss=make,
+        config={"num_negatives": number, **(teacher if with_scores else {})},
+        view={"with_scores": with_scores},
+        max_steps=7,
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 7 and all(math.isfinite(value) for value in losses)
+    assert [report.step for report in watched.reports] == [3, 6]
+    assert all(len(row) == 2 + number for batch in recorder.batches for row in batch)
+    if with_scores:
+        model = teacher["teacher"]
+        for batch, labels in zip(recorder.batches, recorder.labels, strict=True):
+            for (anchor, *texts), scores in zip(batch, labels, strict=True):
+                expected = model.similarity(model.encode_query([anchor]), model.encode_document(texts))[0]
+                torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=0)
+
+
+def test_runs_are_repeatable(tmp_path):
+    """Nothing here draws from a generator that is not seeded."""
+    random.seed(1)
+    first, *_ = run("sparse", tmp_path / "a", max_steps=5)
+    random.seed(2)
+    second, *_ = run("sparse", tmp_path / "b", max_steps=5)
+    assert first.batches == second.batches
