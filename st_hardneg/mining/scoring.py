@@ -82,6 +82,11 @@ class Scoring:
         """
         return getattr(self.vectors.queries, "units", None)
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether scores are means where similarities are sums."""
+        return self.units is not None and self.cross_encoder is None
+
     def per_unit(self, query_ids: Tensor, similarities: Tensor) -> Tensor:
         """Return similarities of queries, int64 of shape ``(q,)``, as scores, both of shape ``(q,)`` or ``(q, k)``."""
         if self.units is None:

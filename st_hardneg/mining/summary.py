@@ -82,10 +82,8 @@ def summarize_mining(
     task, scoring, tally = run.task, run.scoring, run.tally
     slots = torch.bincount(negatives.origins.flatten().long(), minlength=len(ORIGINS)).tolist()
     lowest = scoring.lowest_positive_scores[:, None]
-    scores = negatives.scores.masked_fill(~negatives.is_present, torch.nan)
-    by_mean = scoring.units is not None and task.cross_encoder is None
-    if by_mean:
-        scores = scoring.per_unit(torch.arange(len(scores)), scores)
+    scores, by_mean = negatives.scores.masked_fill(~negatives.is_present, torch.nan), scoring.is_mean
+    scores = scoring.per_unit(torch.arange(len(scores)), scores) if by_mean else scores
     row_query = torch.from_numpy(task.pairs.row_query)
     return MiningReport(
         refresh=run.refresh,
