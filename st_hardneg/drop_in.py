@@ -22,7 +22,6 @@ from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.texts import Ids, TextColumn, check_text_column
 from st_hardneg.encoders import DenseEncoder, Encoder, Encodings, encoder_for
 from st_hardneg.encoders.cached import cached
-from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.errors import require_extra
 from st_hardneg.formats.sentence_transformers import OutputFormat, check_output_format, write_rows
 from st_hardneg.formats.statistics import Outcome
@@ -194,7 +193,7 @@ def mine_hard_negatives(
             may_find_nothing=True,
             reserved=np.full(pairs.num_queries, max_positives, dtype=np.int64),
         )
-        encoder = _encoder(model, encodings, cache_folder, say, pairs)
+        encoder = _encoder(model, encodings, cache_folder, say)
         mining = mine(task, encoder, config, show_progress_bar=True)
     say("Negative candidates mined, preparing dataset...")
     rows = _distinct_rows(pairs)
@@ -350,9 +349,7 @@ def _make_searcher(use_faiss: bool, is_main: bool) -> Searcher:
     return FaissSearcher() if use_faiss else ExactSearcher()
 
 
-def _encoder(
-    model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None], pairs: Pairs
-) -> Encoder:
+def _encoder(model: Any, encodings: Encodings, cache_folder: str | None, say: Callable[..., None]) -> Encoder:
     """Return the model's encoder; it searches by the model's own callables, as ST does."""
     encoder = encoder_for(model, encodings)
     if isinstance(encoder, DenseEncoder) and hasattr(model, "similarity_pairwise"):
@@ -362,4 +359,4 @@ def _encoder(
         named = (SentenceTransformer.similarity, SimilarityFunction.to_similarity_fn(encoder.similarity))
         if getattr(similarity, "__func__", similarity) not in named:
             encoder.score_function = similarity
-    return cached(encoder, cache_folder, pairs.anchors.take(pairs.first_row[:MAX_PROBES]), say)
+    return cached(encoder, cache_folder, say)

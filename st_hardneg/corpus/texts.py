@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,10 @@ class TextColumn:
         place[order] = np.arange(len(order))
         return texts if bool((np.diff(place) == 1).all()) else texts.take(pa.array(place))
 
+    def some(self, rows: Ids) -> SomeTexts:
+        """Return the texts of these row numbers, which are read when they are asked for."""
+        return SomeTexts(self, rows)
+
     def batches(self, size: int = _READ_ROWS) -> Iterator[list[Any]]:
         """Yield all texts in order, in lists of at most ``size``."""
         for start in range(0, len(self), size):
@@ -147,6 +151,34 @@ class TextColumn:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+class SomeTexts(Sequence[str]):
+    """Some texts of a column, read from Arrow when they are asked for.
+
+    Args:
+        column: The column.
+        rows: int64 of shape ``(m,)``: which ones.
+    """
+
+    def __init__(self, column: TextColumn, rows: Ids) -> None:
+        self._column, self._rows = column, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, places: int) -> str: ...
+    @overload
+    def __getitem__(self, places: slice) -> list[str]: ...
+    def __getitem__(self, places: int | slice) -> str | list[str]:
+        if isinstance(places, slice):
+            return self._column.take(self._rows[places])
+        return self._column.take(self._rows[[places]])[0]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _READ_ROWS):
+            yield from self[start : start + _READ_ROWS]
 
 
 def _only(dataset: Dataset, name: str) -> Dataset:

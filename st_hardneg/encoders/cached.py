@@ -1,9 +1,12 @@
-"""Vectors on disk."""
+"""Encoders that keep their vectors on disk."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,40 +14,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
+from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
-from st_hardneg.encoders.vectors import stacked
+from st_hardneg.encoders.sparse import SparseTextEncoder
+from st_hardneg.encoders.store import SHARD, Store, StoredRows, digests_of
 
 logger = logging.getLogger(__name__)
 
 
-def cached(encoder: Encoder, folder: str | None, probes: Sequence[str], say: Callable[..., None]) -> Encoder:
+def cached(encoder: Encoder, folder: str | None, say: Callable[..., None]) -> Encoder:
     """Return an encoder that keeps its vectors in a folder, or the encoder itself where there is none.
 
     Args:
         encoder: The encoder.
         folder: The folder, or None.
-        probes: Some texts of the data, whose vectors help to tell the model from another one.
         say: Told what was read and written.
     """
     if not folder:
         return encoder
-    fingerprint = encoder.fingerprint(probes)
+    if isinstance(encoder, SparseTextEncoder):
+        logger.warning("`cache_folder` is not used: it holds dense vectors, and those of this model are sparse.")
+        return encoder
+    fingerprint = encoder.fingerprint()
     if fingerprint is None:
         logger.warning(
             "`cache_folder` is not used: the model is no torch module, so its weights cannot be told from others."
         )
         return encoder
-    os.makedirs(folder, exist_ok=True)
     return CachedEncoder(encoder, folder, fingerprint, say)
 
 
-class CachedEncoder:
-    """An encoder that keeps its vectors on disk, by everything that decides them.
+def on_disk(encoder: Encoder, texts: Sequence[str], folder: str, *, show_progress_bar: bool = False) -> StoredRows:
+    """Return the vectors of corpus texts as rows that stay on disk.
+
+    Those of an encoder that is not kept for later go when they are not used any more.
 
     Args:
-        encoder: The encoder.
-        folder: Where to keep vectors; it exists.
+        encoder: The encoder; dense.
+        texts: The texts.
+        folder: Where to keep them, if the encoder has no place of its own.
+        show_progress_bar: Whether to show progress.
+    """
+    if isinstance(encoder, CachedEncoder):
+        return encoder.rows(texts, show_progress_bar=show_progress_bar)
+    os.makedirs(folder, exist_ok=True)
+    for_now = tempfile.mkdtemp(prefix="for_now_", dir=folder)
+    rows = CachedEncoder(encoder, for_now, "one_mining", logger.debug).rows(texts, show_progress_bar=show_progress_bar)
+    weakref.finalize(rows, shutil.rmtree, for_now, ignore_errors=True)
+    return rows
+
+
+class CachedEncoder:
+    """An encoder that keeps its vectors on disk, by everything that decides them and by text.
+
+    Args:
+        encoder: The encoder; dense.
+        folder: Where to keep vectors; made if it is not there.
         fingerprint: What identifies everything that decides them.
         say: Told what was read and written.
     """
@@ -59,32 +84,55 @@ class CachedEncoder:
 
     def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Any:
         """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
-        return self._kept("query", texts, lambda: self.encoder.queries(texts, show_progress_bar=show_progress_bar))
+
+        def encode(some: Sequence[str]) -> Tensor:
+            vectors: Tensor = self.encoder.queries(some, show_progress_bar=show_progress_bar)
+            return vectors
+
+        shards = [shard for _, _, shard in self._kept("query", texts, encode)]
+        return torch.cat(shards) if shards else self.encoder.queries(texts)
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Tensor]:
-        """Yield the vectors of corpus texts, all of them in one shard."""
+        """Yield the vectors of corpus texts in shards, float32 of shape ``(some, dim)``."""
+        for _, _, shard in self._kept("corpus", texts, self._encode_corpus(show_progress_bar)):
+            yield shard
 
-        def encode() -> Any:
-            return stacked(self.encoder.corpus(texts, show_progress_bar=show_progress_bar), len(texts))
-
-        yield self._kept("corpus", texts, encode)
+    def rows(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> StoredRows:
+        """Return the vectors of corpus texts as rows that stay on disk."""
+        places: list[Ids] = []
+        store, dim = None, 0
+        for store, some, shard in self._kept("corpus", texts, self._encode_corpus(show_progress_bar)):
+            places.append(some)
+            dim = shard.shape[1]
+        assert store is not None
+        return StoredRows(store, np.concatenate(places), dim)
 
     def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
         """Return what identifies everything that decides the vectors."""
         return self.key
 
-    def _kept(self, kind: str, texts: Sequence[str], encode: Callable[[], Any]) -> Any:
-        key = recipe_fingerprint(self.key, kind, texts_fingerprint(texts))
-        path = os.path.join(self.folder, f"{kind}_embeddings_{key}.npy")
-        if os.path.exists(path):
-            embeddings = torch.from_numpy(np.load(path, allow_pickle=False))
-            self.say(f"[Cache] Loaded {kind} embeddings from {path} (shape={tuple(embeddings.shape)})")
-            return embeddings
-        embeddings = encode()
-        # Written under another name first: a run that is stopped half-way leaves no half file under the real one.
-        partial_path = f"{path}.{os.getpid()}.partial"
-        with open(partial_path, "wb") as file:
-            np.save(file, embeddings.cpu().numpy())
-        os.replace(partial_path, path)
-        self.say(f"[Cache] Saved {kind} embeddings to {path}")
-        return embeddings
+    def _encode_corpus(self, show_progress_bar: bool) -> Callable[[Sequence[str]], Tensor]:
+        return lambda some: torch.cat(list(self.encoder.corpus(some, show_progress_bar=show_progress_bar)))
+
+    def _kept(
+        self, kind: str, texts: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
+    ) -> Iterator[tuple[Store, Ids, Tensor]]:
+        """Yield, a few thousand texts at a time, where vectors are in which store, and the vectors."""
+        folder = os.path.join(self.folder, f"{kind}_embeddings_{self.key}")
+        store = Store(folder)
+        num_encoded = 0
+        for start in range(0, len(texts), SHARD):
+            some = texts[start : start + SHARD]
+            digests = digests_of(some)
+            missing = np.flatnonzero(store.find(digests) < 0)
+            if len(missing):
+                missing = missing[np.sort(np.unique(digests[missing], return_index=True)[1])]  # equal texts once
+                vectors = encode(some if len(missing) == len(some) else [some[i] for i in missing.tolist()])
+                store.add(digests[missing], vectors.detach().float().cpu().numpy())
+                num_encoded += len(missing)
+            places = store.find(digests)
+            yield store, places, torch.from_numpy(store.read_through(places))
+        if num_encoded:
+            self.say(f"[Cache] Saved {kind} embeddings of {num_encoded:,} texts to {folder}")
+        if num_encoded < len(texts):
+            self.say(f"[Cache] Loaded {kind} embeddings of {len(texts) - num_encoded:,} texts from {folder}")

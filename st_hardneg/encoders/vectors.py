@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from torch import Tensor
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.cached import on_disk
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.room import fits, refuse, say_how_long
 from st_hardneg.encoders.rows import Rows, concatenated
 from st_hardneg.encoders.shared import searched_vectors
 
@@ -24,6 +28,19 @@ _MAX_FLOATS = {"cpu": 1_000_000}
 _MAX_FLOATS_ELSEWHERE = 64_000_000
 _BLOCK = 16_384
 _SAMPLE = 500
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What vectors may take.
+
+    Args:
+        max_memory: GB of memory that the vectors of the corpus may take; most of what is free if None.
+        folder: Where they are kept if they do not fit; None for nowhere.
+    """
+
+    max_memory: float | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +178,13 @@ class Vectors:
 
 
 def embed(
-    pairs: Pairs, corpus: Corpus, encoder: Encoder, *, searched: Rows | None = None, show_progress_bar: bool = False
+    pairs: Pairs,
+    corpus: Corpus,
+    encoder: Encoder,
+    *,
+    searched: Rows | None = None,
+    limits: Limits = Limits(),
+    show_progress_bar: bool = False,
 ) -> Vectors:
     """Encode all queries, and the corpus texts that can be a negative or are a positive.
 
@@ -170,6 +193,7 @@ def embed(
         corpus: The corpus.
         encoder: The encoder.
         searched: Vectors of the searched texts, where they are there already.
+        limits: What vectors may take, and where those are kept that do not fit.
         show_progress_bar: Whether to show progress.
     """
     wanted = np.concatenate([pairs.positive_ids, pairs.given_ids, corpus.synthetic_ids, *corpus.parts.values()])
@@ -178,8 +202,8 @@ def embed(
     encoded = np.concatenate([corpus.searched, others])
     corpus_row[encoded] = np.arange(len(encoded))
     if searched is None:
-        searched = searched_vectors(corpus, encoder, lambda ids: _encoded(corpus, ids, encoder, show_progress_bar))
-    beside = _encoded(corpus, others, encoder, show_progress_bar) if len(others) else searched[:0]
+        searched = searched_vectors(corpus, encoder, lambda ids: _encoded(corpus, ids, encoder, limits, show_progress_bar))
+    beside = _encoded(corpus, others, encoder, limits, show_progress_bar) if len(others) else searched[:0]
     queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
     if len(corpus.anchor_ids):
         # As negatives they are searched in the anchors' own space.
@@ -198,9 +222,21 @@ def embed(
     )
 
 
-def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, show_progress_bar: bool) -> Any:
-    shards = encoder.corpus(corpus.texts.take(corpus_ids), show_progress_bar=show_progress_bar)
-    return stacked(shards, len(corpus_ids))
+def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, limits: Limits, show_progress_bar: bool) -> Any:
+    """Return the vectors of some texts: in memory where they fit, which the first shard tells, and else on disk."""
+    texts, started = corpus.texts.some(corpus_ids), time.perf_counter()
+    shards = encoder.corpus(texts, show_progress_bar=show_progress_bar)
+    first = next(shards, None)
+    if first is None:
+        return torch.empty(0, 0)
+    say_how_long(len(texts), len(first), time.perf_counter() - started)
+    on_cpu = isinstance(first, Tensor) and first.device.type == "cpu"
+    if on_cpu and not fits(len(texts), first.shape[1], limits.max_memory):
+        if limits.folder is None:
+            refuse(len(texts), first.shape[1], limits.max_memory)
+        shards.close()  # type: ignore[attr-defined]
+        return on_disk(encoder, texts, str(limits.folder), show_progress_bar=show_progress_bar)
+    return stacked(chain([first], shards), len(corpus_ids))
 
 
 def stacked(shards: Iterator[Any], num_rows: int) -> Any:

@@ -15,9 +15,8 @@ from st_hardneg.candidates import Mining, Negatives, joined
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.cached import cached
 from st_hardneg.encoders.dense import Encoding, Encodings
-from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.protocol import Encoder
-from st_hardneg.encoders.vectors import Vectors, embed
+from st_hardneg.encoders.vectors import Limits, Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
@@ -77,6 +76,7 @@ def mine(
     doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
     story = _story(task, shop, scoring, sources, doubt, refresh, previous)
+    _prepare(sources, story)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, story, must_fill, task.query_chunk_size).stamped(step)
     if not task.may_find_nothing:
@@ -105,21 +105,24 @@ def _pictures(task: Task, story: Story, negatives: Negatives) -> dict[str, Any]:
 
 def _stored(task: Task, encoder: Encoder, is_worth_it: bool) -> Encoder:
     # Vectors of a model in training are out of date at once, and not worth it.
-    return cached(encoder, task.cache_folder if is_worth_it else None, _probes(task), logger.info)
-
-
-def _probes(task: Task) -> list[str]:
-    return task.pairs.anchors.take(task.pairs.first_row[:MAX_PROBES])
+    return cached(encoder, task.cache_folder if is_worth_it else None, logger.info)
 
 
 def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
     """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
-    fingerprint = encoder.fingerprint(_probes(task)) if keep else None
+    fingerprint = encoder.fingerprint() if keep else None
     if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
         kept: Vectors = task.kept["frozen"][1]
         return kept
     searched = task.kept.get("searched vectors")
-    vectors = embed(task.pairs, task.corpus, encoder, searched=searched, show_progress_bar=show_progress_bar)
+    vectors = embed(
+        task.pairs,
+        task.corpus,
+        encoder,
+        searched=searched,
+        limits=Limits(task.max_memory, task.cache_folder),
+        show_progress_bar=show_progress_bar,
+    )
     if fingerprint is not None:
         task.kept["frozen"] = (fingerprint, vectors)
     return vectors
@@ -223,6 +226,15 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
         is_rescored=task.cross_encoder is not None,
     )
     return SearchPlan.of(config, task.pairs, task.corpus, is_deep=is_deep, reserved=task.reserved)
+
+
+def _prepare(sources: dict[str, Source], story: Story) -> None:
+    """Let a search that reads the whole corpus each time be asked for all queries at once."""
+    started = time.perf_counter()
+    for source in sources.values():
+        if isinstance(source, DenseSource):
+            source.prepare(int(story.plan.deepest(torch.from_numpy(story.plan.order))))
+    story.search_seconds += time.perf_counter() - started
 
 
 def _in_chunks(

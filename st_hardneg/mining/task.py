@@ -65,6 +65,7 @@ class Task:
         batch_size: Texts encoded, and pairs rescored, at once.
         query_chunk_size: Queries searched and filtered at once; bounds memory.
         cache_folder: Folder to keep vectors in, of models that are not being trained; None for none.
+        max_memory: GB of memory that the vectors of the corpus may take; what does not fit is kept in ``cache_folder``.
         num_topics: Cluster the queries into so many topics; None for none.
         include_positives: Let known positives through.
         may_find_nothing: Whether a mining that finds no negative at all is no error: ST's function returns no rows, and a
@@ -89,6 +90,7 @@ class Task:
     batch_size: int = 32
     query_chunk_size: int = 512
     cache_folder: str | None = None
+    max_memory: float | None = None
     num_topics: int | None = None
     include_positives: bool = False
     may_find_nothing: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.search import Searcher, checked_search
 from st_hardneg.sources.protocol import Plan, Proposal, Queries
+
+# Hits that are held for queries that are searched for all at once (1.2 GB).
+_MOST_HITS = 100_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +31,47 @@ class Space:
     searcher: Searcher
     corpus_ids: Ids
     source: int
+    found: dict[str, Tensor] = field(default_factory=dict)
 
-    def search(self, query_embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return corpus ids and similarities, of shape ``(q, k)``, with -1 and -inf where there are fewer."""
-        places, similarities = checked_search(self.searcher, query_embeddings, k, len(self.corpus_ids))
+    def prepare(self, queries: Any, k: int) -> None:
+        """Search for all queries at once, if the searcher reads the whole corpus at each search.
+
+        Args:
+            queries: The vectors of all queries.
+            k: How many texts of each; fewer where that were too many to hold.
+        """
+        if getattr(self.searcher, "reads_everything", False):
+            k = min(k, len(self.corpus_ids), max(1, _MOST_HITS // len(queries)))
+            self.found["places"], self.found["scores"] = self.searcher.search(queries, k)
+
+    def search(self, query_embeddings: Any, k: int, query_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return corpus ids and similarities, of shape ``(q, k)``, with -1 and -inf where there are fewer.
+
+        Args:
+            query_embeddings: The vectors of some queries.
+            k: How many.
+            query_ids: int64 of shape ``(q,)``: which queries they are, if they were prepared for.
+        """
+        searcher = self.searcher
+        if query_ids is not None and self.found and k <= self.found["places"].shape[1]:
+            searcher = _Found(self.found["places"][query_ids, :k], self.found["scores"][query_ids, :k])
+        places, similarities = checked_search(searcher, query_embeddings, k, len(self.corpus_ids))
         return torch.from_numpy(self.corpus_ids)[places.clamp(min=0)].masked_fill(places < 0, -1), similarities
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What was searched for before, as a searcher."""
+
+    places: Tensor
+    scores: Tensor
+
+    def index(self, corpus_embeddings: Any, similarity_fn_name: str) -> None:
+        """Do nothing."""
+
+    def search(self, query_embeddings: Any, k: int) -> tuple[Tensor, Tensor]:
+        """Return it."""
+        return self.places, self.scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +92,16 @@ class DenseSource:
     spaces: tuple[Space, ...]
     identities: Tensor
 
+    def prepare(self, depth: int) -> None:
+        """Search for all queries at once, down to a depth, where each search would read the whole corpus."""
+        for space in self.spaces:
+            space.prepare(self.vectors.queries, depth)
+
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return the nearest texts of each query, down to the plan's depth."""
-        found = [space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids))) for space in self.spaces]
+        found = [
+            space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids)), queries.ids) for space in self.spaces
+        ]
         if len(found) == 1:
             corpus_ids, similarities = found[0]
             sources = torch.full(corpus_ids.shape, self.spaces[0].source, dtype=torch.int8)

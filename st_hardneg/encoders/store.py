@@ -1,0 +1,191 @@
+"""Vectors on disk, a few thousand texts a file, found by text: what is there is not encoded again."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from st_hardneg.corpus.identity import text_digests
+from st_hardneg.corpus.texts import Ids
+from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
+from st_hardneg.search.sharded import ShardedSearcher
+
+SHARD = 4_096
+"""Texts a file: what a run that is killed may have to encode again."""
+
+# Files that are open for single vectors at once.
+_OPEN = 256
+Digests = npt.NDArray[np.void]
+
+
+class Store:
+    """A folder of vectors of one model and one kind of text.
+
+    A file ``<name>.npy`` holds vectors, and ``<name>.texts.npy``, which is written after it, the digests of their texts. A
+    file appears whole or not at all: it is written under another name first. So a run may be killed at any moment, and two
+    may write at once.
+
+    Args:
+        folder: The folder; made if it is not there.
+    """
+
+    def __init__(self, folder: str) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self.folder = folder
+        self.names = sorted(
+            os.path.basename(path)[: -len(".texts.npy")] for path in glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
+        )
+        digests = [np.load(self._path(f"{name}.texts")).view("V16").ravel() for name in self.names]
+        self._starts = [0, *np.cumsum([len(some) for some in digests]).tolist()]
+        # Sorted lists of digests and where these are, each at least as long as the next: one more costs little.
+        self._sorted: list[tuple[Any, Ids]] = []
+        if digests:
+            self._know(np.concatenate(digests), 0)
+        self._opened: OrderedDict[int, Any] = OrderedDict()
+
+    def _know(self, digests: Digests, first: int) -> None:
+        halves, places = digests.view("<u8").reshape(-1, 2), np.arange(first, first + len(digests))
+        while self._sorted and len(self._sorted[-1][1]) <= len(places):
+            more, theirs = self._sorted.pop()
+            halves, places = np.concatenate([more, halves]), np.concatenate([theirs, places])
+        order = np.argsort(halves[:, 0], kind="stable")
+        self._sorted.append((halves[order], places[order]))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, f"{name}.npy")
+
+    def find(self, digests: Digests) -> Ids:
+        """Return where texts are, int64 of shape ``(m,)`` that :meth:`read` takes; -1 for those that are not there."""
+        wanted = digests.view("<u8").reshape(-1, 2)
+        found = np.full(len(digests), -1, dtype=np.int64)
+        for halves, places in self._sorted:
+            at, left = np.searchsorted(halves[:, 0], wanted[:, 0]), np.flatnonzero(found < 0)
+            # Different texts with one half of their digests in common stand beside each other; there hardly are any.
+            while len(left := left[at[left] < len(halves)]):
+                is_half = halves[at[left], 0] == wanted[left, 0]
+                is_it = is_half & (halves[at[left], 1] == wanted[left, 1])
+                found[left[is_it]] = places[at[left[is_it]]]
+                left = left[is_half & ~is_it]
+                at[left] += 1
+        return found
+
+    def _files_and_rows(self, places: Ids) -> tuple[Ids, Ids]:
+        files = np.searchsorted(self._starts, places, side="right") - 1
+        return files, places - np.asarray(self._starts)[files]
+
+    def read(self, places: Ids) -> npt.NDArray[np.float32]:
+        """Return the vectors at some places, float32 of shape ``(m, dim)``."""
+        files, rows = self._files_and_rows(places)
+        if len(places) and bool((files == files[0]).all()):
+            return np.ascontiguousarray(self._open(int(files[0]))[rows])
+        order = np.argsort(files, kind="stable")
+        bounds = np.flatnonzero(np.diff(files[order], prepend=-1, append=-1))
+        vectors: Any = None
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            some = order[start:stop]
+            found = self._open(int(files[some[0]]))[rows[some]]
+            vectors = np.empty((len(places), found.shape[1]), dtype=np.float32) if vectors is None else vectors
+            vectors[some] = found
+        return vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
+
+    def read_through(self, places: Ids) -> npt.NDArray[np.float32]:
+        """Return the same as :meth:`read`; a whole file is read and forgotten, so that none of it stays in memory."""
+        files, rows = self._files_and_rows(places)
+        first = int(files[0])
+        if bool((files == first).all()):
+            vectors: npt.NDArray[np.float32] = np.load(self._path(self.names[first]))
+            whole = len(rows) == len(vectors) and bool((rows == np.arange(len(rows))).all())
+            return vectors if whole else vectors[rows]
+        return self.read(places)
+
+    def _open(self, number: int) -> Any:
+        if number in self._opened:
+            self._opened.move_to_end(number)
+            return self._opened[number]
+        self._opened[number] = np.load(self._path(self.names[number]), mmap_mode="r")
+        if len(self._opened) > _OPEN:
+            self._opened.popitem(last=False)
+        return self._opened[number]
+
+    def add(self, digests: Digests, vectors: npt.NDArray[np.float32]) -> None:
+        """Write the vectors of texts that are not there."""
+        name = hashlib.blake2b(digests.tobytes(), digest_size=16).hexdigest()
+        self._write(name, vectors)
+        self._write(f"{name}.texts", digests.view(np.uint8).reshape(-1, 16))
+        self.names.append(name)
+        self._know(digests, self._starts[-1])
+        self._starts.append(self._starts[-1] + len(digests))
+
+    def _write(self, name: str, array: npt.NDArray[Any]) -> None:
+        path = self._path(name)
+        partial = f"{path}.{os.getpid()}.partial"
+        with open(partial, "wb") as file:
+            np.save(file, array)
+        os.replace(partial, path)
+        for left in glob.glob(f"{glob.escape(path)}.*.partial"):  # of a run that was killed
+            with suppress(FileNotFoundError):
+                os.remove(left)
+
+
+def digests_of(texts: Sequence[str]) -> Digests:
+    """Return what a store knows texts by, of shape ``(len(texts),)``."""
+    joined = b"".join(text_digests(pa.array(texts, type=pa.large_string())))
+    return np.frombuffer(joined, dtype="V16").copy()
+
+
+class StoredRows:
+    """Vectors in a store, as rows that mining reads without holding them all (:class:`~st_hardneg.encoders.rows.Rows`).
+
+    Args:
+        store: The store.
+        places: int64 of shape ``(num_texts,)``: where each text's vector is.
+        dim: Dimensions.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, store: Store, places: Ids, dim: int) -> None:
+        self.store, self.places, self.shape = store, places, (len(places), dim)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, places: Any) -> Any:
+        wanted = self.places[places.numpy() if isinstance(places, Tensor) else places]
+        if isinstance(places, slice) and len(wanted) > SHARD:
+            return StoredRows(self.store, wanted, self.shape[1])
+        return torch.from_numpy(self.store.read(wanted).reshape(len(wanted), self.shape[1]))
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all vectors in order, at most ``size`` texts and one file at a time."""
+        size = max(1, size // SHARD * SHARD) if size >= SHARD else size
+        for start in range(0, len(self), size):
+            parts = [
+                torch.from_numpy(self.store.read_through(self.places[first : min(first + SHARD, start + size)]))
+                for first in range(start, min(start + size, len(self)), SHARD)
+            ]
+            yield parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def searcher(self, given: Searcher) -> Searcher:
+        """Return what searches them shard by shard.
+
+        Raises:
+            ValueError: If a searcher of the caller's is to search them, which would hold all of them.
+        """
+        if not isinstance(given, (ExactSearcher, FaissSearcher)) or not given.is_exact:
+            raise ValueError(
+                "The vectors do not fit into memory, and an approximate index or a searcher of your own would hold all of "
+                "them. Leave `searcher` out, so that they are searched shard by shard, or raise `max_memory`."
+            )
+        return ShardedSearcher(given)
