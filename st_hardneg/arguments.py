@@ -83,6 +83,21 @@ def check_sizes(**sizes: Any) -> None:
             raise ValueError(f"Expected `{name}` to be at least 1, got {size!r}.")
 
 
+def check_max_memory(max_memory: Any) -> None:
+    """Raise unless this is a number above 0, or None.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not above 0.
+    """
+    if max_memory is None:
+        return
+    if isinstance(max_memory, bool) or not isinstance(max_memory, (int, float)):
+        raise TypeError(f"Expected `max_memory` to be a number of GB, got {max_memory!r}.")
+    if not max_memory > 0:
+        raise ValueError(f"Expected `max_memory` to be above 0 GB, got {max_memory!r}.")
+
+
 def check_num_topics(num_topics: Any, num_queries: int) -> None:
     """Raise if topics are asked for that cannot be.
 

@@ -68,6 +68,8 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ViewedDataset):
         query_chunk_size: Queries searched and filtered at once; bounds memory.
         corpus_chunk_size: Corpus texts compared at once in exact search; bounds memory.
         cache_folder: Folder to keep vectors in, for models that are not being trained.
+        max_memory: GB of memory that the vectors of the corpus may take; most of what is free if None. Vectors that do not
+            fit stay in ``cache_folder`` and are searched shard by shard.
         num_topics: Cluster the anchors into so many topics at each mining, for
             :class:`~st_hardneg.samplers.TopicAwareBatchSampler`.
         symmetric: Whether both sides of a pair say the same, as duplicate questions do, so that what hangs together by
@@ -106,11 +108,12 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ViewedDataset):
         query_chunk_size: int = 512,
         corpus_chunk_size: int = 100_000,
         cache_folder: str | None = None,
+        max_memory: float | None = None,
         num_topics: int | None = None,
         symmetric: bool | None = None,
         **fields: Any,
     ) -> None:
-        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics, cache_folder)
+        sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics, cache_folder, max_memory)
         helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
         self._wrapped: Wrapped = wrap(
             dataset,

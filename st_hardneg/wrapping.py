@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from st_hardneg.arguments import (
+    check_max_memory,
     check_num_topics,
     check_sizes,
     checked_config,
@@ -51,6 +52,7 @@ class Help:
         corpus_chunk_size: Corpus texts compared at once in exact search.
         num_topics: Cluster the anchors into so many topics.
         cache_folder: Folder to keep vectors in.
+        max_memory: GB of memory that the vectors of the corpus may take.
     """
 
     cross_encoder: Any = None
@@ -63,6 +65,7 @@ class Help:
     corpus_chunk_size: int = 100_000
     num_topics: int | None = None
     cache_folder: str | None = None
+    max_memory: float | None = None
 
     def arguments_of_task(self) -> dict[str, Any]:
         """Return these as arguments of a Task, checked.
@@ -77,6 +80,7 @@ class Help:
             query_chunk_size=self.query_chunk_size,
             corpus_chunk_size=self.corpus_chunk_size,
         )
+        check_max_memory(self.max_memory)
         return {
             "cross_encoder": checked_cross_encoder(self.cross_encoder),
             "guide": checked_guide(self.guide),
@@ -86,6 +90,7 @@ class Help:
             "query_chunk_size": self.query_chunk_size,
             "num_topics": self.num_topics,
             "with_pictures": True,
+            "max_memory": self.max_memory,
             "cache_folder": None if self.cache_folder is None else os.fspath(self.cache_folder),
         }
 

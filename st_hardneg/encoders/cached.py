@@ -86,8 +86,8 @@ class CachedEncoder:
         """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
 
         def encode(some: Sequence[str]) -> Tensor:
-            vectors: Tensor = self.encoder.queries(some, show_progress_bar=show_progress_bar)
-            return vectors
+            vectors: Any = self.encoder.queries(some, show_progress_bar=show_progress_bar)
+            return torch.as_tensor(vectors)
 
         shards = [shard for _, _, shard in self._kept("query", texts, encode)]
         return torch.cat(shards) if shards else self.encoder.queries(texts)
@@ -101,9 +101,9 @@ class CachedEncoder:
         """Return the vectors of corpus texts as rows that stay on disk."""
         places: list[Ids] = []
         store, dim = None, 0
-        for store, some, shard in self._kept("corpus", texts, self._encode_corpus(show_progress_bar)):
+        for kept_in, some, shard in self._kept("corpus", texts, self._encode_corpus(show_progress_bar)):
             places.append(some)
-            dim = shard.shape[1]
+            store, dim = kept_in, shard.shape[1]
         assert store is not None
         return StoredRows(store, np.concatenate(places), dim)
 
@@ -112,7 +112,11 @@ class CachedEncoder:
         return self.key
 
     def _encode_corpus(self, show_progress_bar: bool) -> Callable[[Sequence[str]], Tensor]:
-        return lambda some: torch.cat(list(self.encoder.corpus(some, show_progress_bar=show_progress_bar)))
+        def encode(some: Sequence[str]) -> Tensor:
+            shards: list[Any] = list(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
+            return torch.cat(shards)
+
+        return encode
 
     def _kept(
         self, kind: str, texts: Sequence[str], encode: Callable[[Sequence[str]], Tensor]

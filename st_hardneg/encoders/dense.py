@@ -21,8 +21,8 @@ from st_hardneg.encoders.fingerprint import (
     MAX_PROBES,
     PROBES,
     recipe_fingerprint,
+    remembered,
     vectors_fingerprint,
-    weights_fingerprint,
 )
 from st_hardneg.encoders.vectors import stacked
 from st_hardneg.errors import MiningError
@@ -138,8 +138,12 @@ class DenseEncoder:
             return None
         both = (self.encodings.queries, self.encodings.corpus)
         recipe = [(one.task, one.prompt_name, one.prompt, one.normalize_embeddings) for one in both]
-        vectors = [encode(self.model, [*PROBES, *probes[:MAX_PROBES]], one) for one in both]
-        return recipe_fingerprint(weights_fingerprint(self.model), recipe, *map(vectors_fingerprint, vectors))
+        texts = [*PROBES, *probes[:MAX_PROBES]]
+
+        def with_vectors(state: str) -> str:
+            return recipe_fingerprint(state, *(vectors_fingerprint(encode(self.model, texts, one)) for one in both))
+
+        return remembered(self.model, [recipe, texts], with_vectors)
 
 
 def _check_prompt_names(model: Any, encodings: Encodings) -> None:

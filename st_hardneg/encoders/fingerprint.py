@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,54 @@ def weights_fingerprint(model: nn.Module) -> str:
         settings.append(_without_batch_state(backend.to_str()))
     digest.update("\n".join(settings).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def attributes_fingerprint(model: nn.Module) -> str:
+    """Identify the plain values among the attributes of a model's modules, such as a factor or a switch.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, module in model.named_modules():
+        for attribute, value in sorted(vars(module).items()):
+            if attribute != "training" and _is_plain(value):
+                digest.update(f"{name}.{attribute}={value!r};".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(one) for pair in value.items() for one in pair)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+_SEEN: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
+
+
+def remembered(model: nn.Module, recipe: Any, with_vectors: Callable[[str], str]) -> str:
+    """Return a fingerprint of a model and a recipe, for which its probes are encoded once as long as nothing changes.
+
+    Args:
+        model: The model.
+        recipe: What else decides the vectors, such as prompts: plain values.
+        with_vectors: From the fingerprint of what can be seen without encoding to the whole one.
+    """
+    patched = sorted(
+        f"{name}.{attribute}={id(value)}"
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if callable(value) and not isinstance(value, nn.Module)
+    )
+    state = recipe_fingerprint(weights_fingerprint(model), attributes_fingerprint(model), recipe)
+    seen = _SEEN.setdefault(model, {})
+    key = recipe_fingerprint(state, patched)
+    if key not in seen:
+        seen.clear()
+        seen[key] = with_vectors(state)
+    return seen[key]
 
 
 def _raw_bytes(tensor: Tensor) -> bytes:

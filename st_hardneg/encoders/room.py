@@ -62,4 +62,6 @@ def say_how_long(num_texts: int, num_done: int, seconds: float) -> None:
     """Say how long encoding takes, from a sample, where it is long."""
     total = seconds * num_texts / max(1, num_done)
     if total > _LONG:
-        logger.info(f"Encoding {num_texts:,} texts takes about {total / 60:,.0f} minutes ({num_done / seconds:,.0f} a second).")
+        logger.info(
+            f"Encoding {num_texts:,} texts takes about {total / 60:,.0f} minutes ({num_done / seconds:,.0f} a second)."
+        )

@@ -13,6 +13,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.rows import Rows, concatenated
+from st_hardneg.encoders.store import StoredRows
 
 
 @dataclass(eq=False)
@@ -47,6 +48,8 @@ def searched_vectors(corpus: Corpus, encoder: Encoder, encode: Callable[[Ids], R
     if kept is None or key is None:
         return encode(corpus.searched)
     given = corpus.searched[corpus.searched < corpus.num_given]
+    if isinstance(kept.vectors, StoredRows):
+        return encode(corpus.searched)  # found on disk
     if kept.key != key or kept.ids is None or kept.vectors is None or not np.array_equal(kept.ids, given):
         kept.key, kept.ids, kept.vectors = key, given, encode(given)
     rest = corpus.searched[len(given) :]

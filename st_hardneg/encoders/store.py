@@ -6,8 +6,9 @@ import glob
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,8 @@ class Store:
     def __init__(self, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
-        self.names = sorted(
-            os.path.basename(path)[: -len(".texts.npy")] for path in glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
-        )
+        ready = glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
+        self.names = sorted(os.path.basename(path).removesuffix(".texts.npy") for path in ready)
         digests = [np.load(self._path(f"{name}.texts")).view("V16").ravel() for name in self.names]
         self._starts = [0, *np.cumsum([len(some) for some in digests]).tolist()]
         # Sorted lists of digests and where these are, each at least as long as the next: one more costs little.
@@ -92,7 +92,7 @@ class Store:
         order = np.argsort(files, kind="stable")
         bounds = np.flatnonzero(np.diff(files[order], prepend=-1, append=-1))
         vectors: Any = None
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in pairwise(bounds):
             some = order[start:stop]
             found = self._open(int(files[some[0]]))[rows[some]]
             vectors = np.empty((len(places), found.shape[1]), dtype=np.float32) if vectors is None else vectors

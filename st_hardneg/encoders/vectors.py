@@ -17,7 +17,6 @@ from torch import Tensor
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.encoders.cached import on_disk
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.room import fits, refuse, say_how_long
 from st_hardneg.encoders.rows import Rows, concatenated
@@ -202,7 +201,9 @@ def embed(
     encoded = np.concatenate([corpus.searched, others])
     corpus_row[encoded] = np.arange(len(encoded))
     if searched is None:
-        searched = searched_vectors(corpus, encoder, lambda ids: _encoded(corpus, ids, encoder, limits, show_progress_bar))
+        searched = searched_vectors(
+            corpus, encoder, lambda ids: _encoded(corpus, ids, encoder, limits, show_progress_bar)
+        )
     beside = _encoded(corpus, others, encoder, limits, show_progress_bar) if len(others) else searched[:0]
     queries = encoder.queries(pairs.query_texts(), show_progress_bar=show_progress_bar)
     if len(corpus.anchor_ids):
@@ -234,6 +235,8 @@ def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, limits: Limits, 
     if on_cpu and not fits(len(texts), first.shape[1], limits.max_memory):
         if limits.folder is None:
             refuse(len(texts), first.shape[1], limits.max_memory)
+        from st_hardneg.encoders.cached import on_disk
+
         shards.close()  # type: ignore[attr-defined]
         return on_disk(encoder, texts, str(limits.folder), show_progress_bar=show_progress_bar)
     return stacked(chain([first], shards), len(corpus_ids))

@@ -76,7 +76,6 @@ def mine(
     doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
     story = _story(task, shop, scoring, sources, doubt, refresh, previous)
-    _prepare(sources, story)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, story, must_fill, task.query_chunk_size).stamped(step)
     if not task.may_find_nothing:
@@ -228,10 +227,10 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
     return SearchPlan.of(config, task.pairs, task.corpus, is_deep=is_deep, reserved=task.reserved)
 
 
-def _prepare(sources: dict[str, Source], story: Story) -> None:
+def _prepare(story: Story) -> None:
     """Let a search that reads the whole corpus each time be asked for all queries at once."""
     started = time.perf_counter()
-    for source in sources.values():
+    for source in story.sources.values():
         if isinstance(source, DenseSource):
             source.prepare(int(story.plan.deepest(torch.from_numpy(story.plan.order))))
     story.search_seconds += time.perf_counter() - started
@@ -241,6 +240,7 @@ def _in_chunks(
     story: Story, chunk_size: int, show_progress_bar: bool, between_chunks: Callable[[], None] | None
 ) -> Negatives:
     """Return the negatives of all queries, as they are numbered."""
+    _prepare(story)
     chunks: list[Negatives] = []
     for query_ids in story.plan.chunks(chunk_size, show_progress_bar):
         chunks.append(story.negatives_of(query_ids))

@@ -100,7 +100,8 @@ class DenseSource:
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return the nearest texts of each query, down to the plan's depth."""
         found = [
-            space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids)), queries.ids) for space in self.spaces
+            space.search(queries.embeddings, min(plan.depth, len(space.corpus_ids)), queries.ids)
+            for space in self.spaces
         ]
         if len(found) == 1:
             corpus_ids, similarities = found[0]
