@@ -24,7 +24,7 @@ from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
 from st_hardneg.publishing import PublishedDataset
 from st_hardneg.report import MiningReport
-from st_hardneg.views import ViewedDataset
+from st_hardneg.reviewing import ReviewedDataset
 from st_hardneg.wrapping import Help, Wrapped, wrap
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, PublishedDataset, ViewedDataset):
+class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever

@@ -151,11 +151,11 @@ class MinedDataset:
 
         Raises:
             NotMinedError: If nothing was mined yet.
-            MiningError: If the recipe compares no candidates with positives, or the mining was read from files.
+            MiningError: If the recipe compares no candidates with positives, or was read from files without them.
         """
         found, pairs, texts = self._mined("suspects()").suspects, self._wrapped.pairs, self.corpus.texts
         if found is None:
-            raise MiningError("Suspects are not saved to disk. Mine again to get them.")
+            raise MiningError("The files of this mining hold no suspects. Mine again to get them.")
         if not len(found[0]):
             raise MiningError(
                 "This recipe compares no candidates with the right answers. Mine with `max_positive_similarity` or "

@@ -44,6 +44,7 @@ class Pairs:
             queries that are the same text (``known.groups``).
         given_ids: int64: corpus ids of the negatives that the user's own columns hold for these queries.
         num_unused_given: Given negatives whose anchor has no positive.
+        certain: What a person has said is no right answer, by query: rules that hold off doubtful texts let it through.
         largest_cluster: In symmetric data, how many different texts the largest cluster has; 0 elsewhere.
     """
 
@@ -62,6 +63,7 @@ class Pairs:
     given_ids: Ids
     num_unused_given: int = 0
     largest_cluster: int = 0
+    certain: KnownPositives | None = None
 
     @property
     def num_rows(self) -> int:
@@ -182,7 +184,7 @@ def pair_up(
     same_text = queries.group
     own_identity = queries.own
     groups = same_text if share_positives else np.arange(len(same_text))
-    offsets, ids = _by_group(groups[row_query], numbered.row_positive, len(corpus))
+    offsets, ids = by_group(groups[row_query], numbered.row_positive, len(corpus))
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     own_keys = torch.from_numpy(np.sort(owner * len(corpus) + ids))
     group_identity = np.full(int(same_text.max(initial=-1)) + 1, -1, dtype=np.int64)
@@ -229,11 +231,11 @@ def _given(queries: _Queries, numbered: Numbered, anchors: Sequence[TextColumn])
     owner, ids = np.concatenate(owners), np.concatenate(numbered.given_ids)
     num_unused = int(((owner < 0) & (ids >= 0)).sum())
     is_used = (owner >= 0) & (ids >= 0)
-    offsets, ids = _by_group(owner[is_used], ids[is_used], len(numbered.corpus), num_groups=num_groups)
+    offsets, ids = by_group(owner[is_used], ids[is_used], len(numbered.corpus), num_groups=num_groups)
     return offsets, ids, num_unused
 
 
-def _by_group(groups: Ids, ids: Ids, num_texts: int, num_groups: int = 0) -> tuple[Ids, Ids]:
+def by_group(groups: Ids, ids: Ids, num_texts: int, num_groups: int = 0) -> tuple[Ids, Ids]:
     """Sort pairs by group, keeping each pair's first appearance and that order."""
     _, first = np.unique(groups * num_texts + ids, return_index=True)
     first.sort()

@@ -57,6 +57,7 @@ LIMITS: dict[str, Limit] = {
     "pairs.given_ids": Limit("given ids", "texts"),
     **{f"pairs.own_positives.{name}": limit for name, limit in _KNOWN.items()},
     **{f"pairs.known.{name}": limit for name, limit in _KNOWN.items()},
+    **{f"pairs.certain.{name}": limit for name, limit in _KNOWN.items()},
 }
 """Every array of :class:`Rows`, :class:`Corpus` and :class:`Pairs`; ``corpus.parts`` stands for each of its parts."""
 

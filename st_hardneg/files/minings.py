@@ -11,8 +11,8 @@ from torch import Tensor
 
 from st_hardneg.candidates import COLUMNS, LAST_RESORT, ORIGINS, Mining, Negatives
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.files.schema import IN_TRAINING, NEGATIVES, ROWS, damaged
-from st_hardneg.files.tables import TableReader, read_table, table_of, write_table
+from st_hardneg.files.schema import IN_TRAINING, NEGATIVES, ROWS, SUSPECTS, damaged
+from st_hardneg.files.tables import TableReader, has_table, read_table, table_of, write_table
 from st_hardneg.report import MiningReport
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ def write_mining(folder: str, mining: Mining, live_rows: Ids | None, **in_traini
         "is_live": is_live,
     }
     write_table(folder, "rows", table_of(ROWS, per_row, ()))
+    if mining.suspects is not None:
+        write_table(folder, "suspects", table_of(SUSPECTS, dict(zip(SUSPECTS, mining.suspects, strict=True)), ()))
 
 
 def read_mining(
@@ -88,9 +90,18 @@ def read_mining(
         report=report_from(folder, report),
         topics=found["topics"],
         positive_teacher_scores=rows["positive_teacher_scores"],
+        suspects=_suspects(folder, limits),
     )
     live_rows: Ids = rows["is_live"].nonzero().squeeze(1).numpy()
     return mining, live_rows, {name: found[name] for name in IN_TRAINING}
+
+
+def _suspects(folder: str, limits: Mapping[str, int]) -> tuple[Tensor, Tensor, Tensor] | None:
+    if not has_table(folder, "suspects"):
+        return None
+    table = read_table(folder, "suspects")
+    found = TableReader(folder, table, num_rows=table.num_rows, width=0, limits=limits).columns(SUSPECTS)
+    return found["query_ids"], found["corpus_ids"], found["closeness"]
 
 
 def _known_origins(folder: str, origins: Tensor, words: list[str]) -> Tensor:

@@ -95,6 +95,13 @@ ROWS: dict[str, FileColumn] = {
 }
 """One row per row of the wrapped dataset."""
 
+SUSPECTS: dict[str, FileColumn] = {
+    "query_ids": FileColumn(torch.int64, least=0, limit="queries"),
+    "corpus_ids": FileColumn(torch.int64, least=0, limit="corpus"),
+    "closeness": FileColumn(torch.float32),
+}
+"""One row per text that lies close to a right answer of a query, the closest first."""
+
 IN_TRAINING: dict[str, FileColumn] = {
     "previous_ids": replace(NEGATIVES["ids"], default=None, least=None),
     "previous_scores": replace(NEGATIVES["teacher_scores"], default=None),

@@ -318,12 +318,14 @@ def keep_masks(facts: Facts, extra_filters: Mapping[str, ExtraFilter] | None = N
         MiningError: If one of them raises.
     """
     candidates = facts.candidates
-    is_written = torch.isin(candidates.sources, _WRITTEN)
+    is_sure = torch.isin(candidates.sources, _WRITTEN)
+    if facts.pairs.certain is not None:
+        is_sure = is_sure | facts.pairs.certain.contains(candidates.query_ids, candidates.corpus_ids)
     masks: dict[str, Tensor] = {}
     for name, rule in RULES.items():
         mask = rule.keeps(facts)
         if mask is not None:
-            masks[name] = mask | is_written if rule.guards else mask
+            masks[name] = mask | is_sure if rule.guards else mask
     for name, extra_filter in (extra_filters or {}).items():
         assert name not in masks, f"two rules are named {name!r}"
         with naming(f"the extra filter {name!r}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +52,11 @@ class Suspects:
             torch.cat([self.corpus_ids, candidates.corpus_ids.gather(1, places).flatten()]),
             torch.cat([self.closeness, best.flatten()]),
         ]
-        order = both[2].argsort(descending=True, stable=True)[:_MOST]
+        order = both[2].argsort(descending=True, stable=True)
         order = order[~both[2][order].isneginf()]
+        # A search that goes deeper for some queries brings the same texts again.
+        pairs = torch.stack([both[0][order], both[1][order]], dim=1).numpy()
+        order = order[torch.from_numpy(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))][:_MOST]
         return Suspects(*(values[order] for values in both))
 
 
@@ -64,6 +68,17 @@ def shared_grams(text: str, other: str) -> float:
         True
     """
     ours, theirs = _grams(text), _grams(other)
+    return len(ours & theirs) / max(1, len(ours | theirs))
+
+
+def shared_words(text: str, other: str) -> float:
+    """Return how much two texts share, from 0 to 1: the Jaccard index of their words.
+
+    Example:
+        >>> shared_words("aspirin reduces fever", "fever, aspirin reduces")
+        0.5
+    """
+    ours, theirs = set(text.casefold().split()), set(other.casefold().split())
     return len(ours & theirs) / max(1, len(ours | theirs))
 
 

@@ -116,6 +116,8 @@ class Story:
         candidates = self._scored(name, queries, proposal, plan)
         masks, keep = self.judge.masks(candidates)
         unknown = [masks[name] for name, rule in RULES.items() if rule.always and name in masks]
+        if (certain := self.judge.scoring.pairs.certain) is not None:  # a person has looked at them
+            unknown.append(~certain.contains(candidates.query_ids, candidates.corpus_ids))
         self.suspects = self.suspects.with_those_of(candidates, torch.stack(unknown).all(dim=0))
         allowed = keep & ~self.judge.is_same_text(candidates.corpus_ids, taken.ids) if taken.ids.shape[1] else keep
         chosen = candidates.at(self._choose(candidates, allowed, quota, plan, is_ranked=proposal.is_ranked))
