@@ -39,7 +39,7 @@ def write_mining(folder: str, mining: Mining, live_rows: Ids | None, **in_traini
         "is_live": is_live,
     }
     write_table(folder, "rows", table_of(ROWS, per_row, ()))
-    if mining.suspects is not None:
+    if mining.suspects is not None and len(mining.suspects[0]):
         write_table(folder, "suspects", table_of(SUSPECTS, dict(zip(SUSPECTS, mining.suspects, strict=True)), ()))
 
 
