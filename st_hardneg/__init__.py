@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from st_hardneg.config import MiningConfig
     from st_hardneg.dataset import HardNegativeDataset
     from st_hardneg.drop_in import mine_hard_negatives
+    from st_hardneg.encoders.multi_vector import LateInteraction
+    from st_hardneg.encoders.reduced import ReducedVectors
+    from st_hardneg.encoders.stored import StoredVectors
     from st_hardneg.errors import HardNegativeError, MiningError, MissingExtraError, NotMinedError, PushError
     from st_hardneg.mapping import HardNegativeMiner
     from st_hardneg.mining.task import Guide
@@ -32,6 +35,7 @@ __all__ = [
     "HardNegativeDataset",
     "HardNegativeError",
     "HardNegativeMiner",
+    "LateInteraction",
     "Linear",
     "LogRank",
     "MiningCallback",
@@ -43,10 +47,12 @@ __all__ = [
     "PerEpoch",
     "Progress",
     "PushError",
+    "ReducedVectors",
     "SimANS",
     "Softmax",
     "Stage",
     "Step",
+    "StoredVectors",
     "Texts",
     "Where",
     "Written",
@@ -57,6 +63,9 @@ _ROOMS = {
     "config": ("MiningConfig",),
     "dataset": ("HardNegativeDataset",),
     "drop_in": ("mine_hard_negatives",),
+    "encoders.multi_vector": ("LateInteraction",),
+    "encoders.reduced": ("ReducedVectors",),
+    "encoders.stored": ("StoredVectors",),
     "errors": ("HardNegativeError", "MiningError", "MissingExtraError", "NotMinedError", "PushError"),
     "mapping": ("HardNegativeMiner",),
     "mining.task": ("Guide",),

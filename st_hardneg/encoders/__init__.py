@@ -9,7 +9,9 @@ from typing import Any
 from st_hardneg.encoders.dense import DenseEncoder, Encoding, Encodings
 from st_hardneg.encoders.multi_vector import LateInteraction, MultiVectorTextEncoder
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.reduced import ReducedVectors
 from st_hardneg.encoders.sparse import SparseTextEncoder
+from st_hardneg.encoders.stored import StoredVectors
 
 __all__ = [
     "DenseEncoder",
@@ -18,7 +20,9 @@ __all__ = [
     "Encodings",
     "LateInteraction",
     "MultiVectorTextEncoder",
+    "ReducedVectors",
     "SparseTextEncoder",
+    "StoredVectors",
     "encoder_for",
 ]
 
