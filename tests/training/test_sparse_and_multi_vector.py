@@ -10,7 +10,12 @@ import torch
 from sentence_transformers.multi_vector_encoder import losses as multi_vector_losses
 from sentence_transformers.sparse_encoder import losses as sparse_losses
 
-from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss, SemiHardTripletLoss
+from st_hardneg.losses import (
+    SemiHardCachedMultiVectorMultipleNegativesRankingLoss,
+    SemiHardMultipleNegativesRankingLoss,
+    SemiHardMultiVectorMultipleNegativesRankingLoss,
+    SemiHardTripletLoss,
+)
 from tests.conftest import WORDS, word_model
 from tests.training.kinds import TEXTS, run, splade_loss
 from tests.training.runs import HOST_WARNINGS
@@ -106,6 +111,12 @@ MULTI_VECTOR_LOSSES = {
     ),
     "margin MSE": (lambda m: multi_vector_losses.MultiVectorMarginMSELoss(m), 2, True),
     "KL divergence": (lambda m: multi_vector_losses.MultiVectorDistillKLDivLoss(m), 2, True),
+    "semi-hard ranking": (SemiHardMultiVectorMultipleNegativesRankingLoss, 2, False),
+    "semi-hard cached": (
+        lambda m: SemiHardCachedMultiVectorMultipleNegativesRankingLoss(m, mini_batch_size=2),
+        2,
+        False,
+    ),
 }
 
 
