@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.multi_vector import MultiVectorTextEncoder
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.sparse import SparseTextEncoder
 from st_hardneg.encoders.store import SHARD, Store, StoredRows, digests_of
@@ -32,8 +33,10 @@ def cached(encoder: Encoder, folder: str | None, say: Callable[..., None]) -> En
     """
     if not folder:
         return encoder
-    if isinstance(encoder, SparseTextEncoder):
-        logger.warning("`cache_folder` is not used: it holds dense vectors, and those of this model are sparse.")
+    if isinstance(encoder, (SparseTextEncoder, MultiVectorTextEncoder)):
+        logger.warning(
+            "`cache_folder` is not used: it holds one dense vector of each text, which this model has not got."
+        )
         return encoder
     fingerprint = encoder.fingerprint()
     if fingerprint is None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -16,9 +15,9 @@ from st_hardneg.encoders.fingerprint import (
     MAX_PROBES,
     PROBES,
     recipe_fingerprint,
+    remembered,
     texts_fingerprint,
     vectors_fingerprint,
-    weights_fingerprint,
 )
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.rows import Rows, concatenated
@@ -104,13 +103,15 @@ class MultiVectorTextEncoder:
         found = None if self.retriever is None else self.retriever.fingerprint(probes)
         if self.retriever is not None and found is None:
             return None
-        both = (self.encodings.queries, self.encodings.corpus)
+        both, texts = (self.encodings.queries, self.encodings.corpus), [*PROBES, *probes[:MAX_PROBES]]
         recipe = [(one.task, one.prompt_name, one.prompt) for one in both]
-        tokens = [torch.cat(self._tokens([*PROBES, *probes[:MAX_PROBES]], is_query)) for is_query in (True, False)]
-        vectors = map(vectors_fingerprint, tokens)
-        return recipe_fingerprint(
-            weights_fingerprint(self.model), recipe, found, self.setting.first_stage_depth, *vectors
-        )
+
+        def with_vectors(state: str) -> str:
+            tokens = (torch.cat(self._tokens(texts, is_query)) for is_query in (True, False))
+            return recipe_fingerprint(state, *map(vectors_fingerprint, tokens))
+
+        own = remembered(self.model, [recipe, texts], with_vectors)
+        return recipe_fingerprint(own, found, self.setting.first_stage_depth)
 
     def _rows(self, texts: Sequence[str], is_query: bool, show_progress_bar: bool) -> TokenRows:
         pooled, counts = [], []
@@ -132,7 +133,7 @@ class MultiVectorTextEncoder:
             first,
             similarity,
             function,
-            pa.array(texts, type=pa.large_string()),
+            texts,
             torch.cat(counts) if counts else torch.ones(len(texts)),
             is_query,
             self._tokens,

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from st_hardneg.encoders.dense import Encoding, Encodings, call, check_finite, halving, similarity_name
-from st_hardneg.encoders.fingerprint import MAX_PROBES, PROBES, recipe_fingerprint, weights_fingerprint
+from st_hardneg.encoders.fingerprint import MAX_PROBES, PROBES, recipe_fingerprint, remembered
 from st_hardneg.encoders.sparse_rows import SparseRows, similarities
 from st_hardneg.errors import MiningError
 
@@ -58,8 +58,11 @@ class SparseTextEncoder:
         both = (self.encodings.queries, self.encodings.corpus)
         recipe = [(one.task, one.prompt_name, one.prompt) for one in both]
         texts = [*PROBES, *probes[:MAX_PROBES]]
-        vectors = [_fingerprint(_encode(self.model, texts, one)) for one in both]
-        return recipe_fingerprint(weights_fingerprint(self.model), recipe, *vectors)
+
+        def with_vectors(state: str) -> str:
+            return recipe_fingerprint(state, *(_fingerprint(_encode(self.model, texts, one)) for one in both))
+
+        return remembered(self.model, [recipe, texts], with_vectors)
 
     def _shards(
         self, texts: Sequence[str], encoding: Encoding, what: str, show_progress_bar: bool

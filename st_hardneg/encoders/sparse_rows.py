@@ -32,6 +32,7 @@ class SparseRows:
     """
 
     device = torch.device("cpu")
+    pairs_at_once = 20_000
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = [part for part in parts if part.shape[0]] or [parts[0]]

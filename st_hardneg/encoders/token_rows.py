@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from sentence_transformers.util.similarity import maxsim, maxsim_pairwise
 from torch import Tensor
@@ -45,7 +44,7 @@ class TokenBase:
     first: Rows
     similarity: str
     score_function: Callable[[Any, Any], Tensor] | None
-    texts: pa.Array
+    texts: Sequence[str]
     num_tokens: Tensor
     is_query: bool
     tokens: Tokens
@@ -66,6 +65,7 @@ class TokenRows:
     """
 
     device = torch.device("cpu")
+    pairs_at_once = 2_000_000
 
     def __init__(self, bases: Sequence[TokenBase], which: Ids, places: Ids) -> None:
         self.bases, self.which, self.places = list(bases), which, places
@@ -136,7 +136,7 @@ class TokenRows:
         for number, base in enumerate(self.bases):
             (rows,) = (self.which == number).nonzero()
             if len(rows):
-                texts = base.texts.take(pa.array(self.places[rows])).to_pylist()
+                texts = [base.texts[place] for place in self.places[rows].tolist()]
                 for row, tokens in zip(rows, base.tokens(texts, base.is_query), strict=True):
                     found[row] = tokens
         return found

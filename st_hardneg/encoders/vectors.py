@@ -164,8 +164,10 @@ class Vectors:
     def _compare(self, left: Any, corpus_ids: Tensor) -> Tensor:
         similarity = torch.empty(corpus_ids.shape)
         width = corpus_ids.shape[1]
-        most = _MAX_FLOATS.get(self.searched.device.type, _MAX_FLOATS_ELSEWHERE)
-        step = max(1, most // max(1, width * left.shape[1]))
+        most = _MAX_FLOATS.get(self.searched.device.type, _MAX_FLOATS_ELSEWHERE) // left.shape[1]
+        if not isinstance(left, Tensor):
+            most = left.pairs_at_once
+        step = max(1, most // max(1, width))
         for start in range(0, len(corpus_ids), step):
             block = corpus_ids[start : start + step]
             others = self._of_texts(block.flatten())
