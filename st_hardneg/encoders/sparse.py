@@ -62,6 +62,8 @@ class SparseTextEncoder:
         def with_vectors(state: str) -> str:
             return recipe_fingerprint(state, *(_fingerprint(_encode(self.model, texts, one)) for one in both))
 
+        # A module of SPLADE models sees only from its first text how many dimensions there are, and notes it.
+        _encode(self.model, PROBES[:1], self.encodings.corpus)
         return remembered(self.model, [recipe, texts], with_vectors)
 
     def _shards(
