@@ -19,6 +19,7 @@ from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.described import describe_model
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
+from st_hardneg.encoders.reuse import Reuse, reusing
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
@@ -250,6 +251,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         step: int | None = None,
         config: MiningConfig | None = None,
         is_frozen: bool = False,
+        reuse: Reuse | None = None,
         semi_hard_margin: float = 0.2,
         show_progress_bar: bool = True,
         between_chunks: Callable[[], None] | None = None,
@@ -262,6 +264,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
             step: Optimizer step to note in the report and for every negative that is mined now.
             config: The recipe in force this time, as a schedule has it; the dataset's own if None.
             is_frozen: Whether the model is not trained, so that its vectors are kept for the next mining.
+            reuse: How much of the corpus is encoded anew; all of it if None.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives.
             show_progress_bar: Whether to show progress.
             between_chunks: Called after every chunk of queries that was searched.
@@ -272,20 +275,24 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         """
         config = config or self.config
         encoder = encoder_for(model, encodings or Encodings.from_config(config, self.batch_size))
-        mining = mine(
-            self._wrapped.task,
-            encoder,
-            config,
-            previous=self.live.mining,
-            refresh=self.live.num_minings,
-            step=-1 if step is None else step,
-            must_fill=self.live.must_fill,
-            keep_vectors=is_frozen,
-            semi_hard_margin=semi_hard_margin,
-            show_progress_bar=show_progress_bar,
-            between_chunks=between_chunks,
-        )
-        return replace(mining, report=replace(mining.report, model=describe_model(model)))
+        task, positives = self._wrapped.task, lambda: self.corpus.texts.take(self._wrapped.pairs.positive_ids)
+        with reusing(encoder, task.kept, reuse, step, positives) as reusing_encoder:
+            mining = mine(
+                task,
+                reusing_encoder,
+                config,
+                previous=self.live.mining,
+                refresh=self.live.num_minings,
+                step=-1 if step is None else step,
+                must_fill=self.live.must_fill,
+                keep_vectors=is_frozen,
+                semi_hard_margin=semi_hard_margin,
+                show_progress_bar=show_progress_bar,
+                between_chunks=between_chunks,
+            )
+        num_encoded, age = reusing_encoder.num_encoded, reusing_encoder.age
+        report = replace(mining.report, model=describe_model(model), num_encoded=num_encoded, vector_age=age)
+        return replace(mining, report=report)
 
     def check_in_force(self, config: MiningConfig) -> None:
         """Raise if this dataset cannot be mined with a recipe that a schedule has changed.

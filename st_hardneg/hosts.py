@@ -156,6 +156,16 @@ def read_in_batches(dataset: object, make_reader: Callable[[list[Any]], Callable
         setattr(dataset, "__getitems__", make_reader(list(_private(dataset, "datasets", "torch"))))  # noqa: B010
 
 
+def computes_bfloat16(device_type: str) -> bool:
+    """Tell whether a kind of device multiplies matrices of bfloat16 natively; elsewhere it is emulated, and slow."""
+    import torch
+
+    if device_type == "cuda":  # pragma: no cover - needs an accelerator
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device_type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def weights_versions(model: object) -> int:
     """Return a number that changes when a weight of a model is changed in place, as an optimizer does; 0 for others."""
     parameters = getattr(model, "parameters", None)

@@ -67,6 +67,8 @@ class MiningReport:
         doubt: The strength of adaptive bounds that follows from it, from 0 (the model is trusted) to 1; it never falls
             from one mining to the next.
         model: The model that was mined with: ``kind``, ``name`` and ``weights``, as far as they can be told.
+        num_encoded: Texts that were encoded, queries and corpus; None where it was not counted.
+        vector_age: Mean age of the corpus' vectors, in steps, where only a share of them was encoded anew.
         columns: Names of the anchor and the positive column.
         notes: What deserves attention, in words.
         risk: Share of the negatives, over a sample of queries, that score at least as high as a right answer or are closer
@@ -115,6 +117,8 @@ class MiningReport:
     typical_rank: float | None = None
     doubt: float | None = None
     model: Mapping[str, str] = field(default_factory=dict)
+    num_encoded: int | None = None
+    vector_age: float | None = None
     columns: Sequence[str] = ()
     notes: Sequence[str] = ()
     risk: float | None = None
@@ -169,6 +173,7 @@ class MiningReport:
             "recall": self.recall,
             "typical_rank": self.typical_rank,
             "doubt": self.doubt,
+            "vector_age": self.vector_age,
             **self.hardness,
             "seconds": sum(self.seconds.values()),
             "stage": self.stage_number,
@@ -283,6 +288,10 @@ class MiningReport:
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         if self.recall is not None:
             lines.append(f"  recall      {self.recall:.3f} of the nearest texts are found (sampled)")
+        if self.vector_age is not None:
+            lines.append(
+                f"  vectors     {self.num_encoded:,} texts encoded; the corpus is {self.vector_age:.1f} steps old"
+            )
         memory = "" if self.peak_memory_mb is None else f"; peak memory {self.peak_memory_mb:,.0f} MB"
         return [*lines, f"  time        {spent}{memory}"]
 

@@ -254,6 +254,8 @@ def stacked(shards: Iterator[Any], num_rows: int) -> Any:
     for shard in shards:
         if not isinstance(shard, Tensor):
             return concatenated([shard, *shards])
+        if len(shard) == num_rows:
+            return shard
         if matrix is None:
             matrix = _allocated(num_rows, shard)
         matrix[start : start + len(shard)] = shard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,6 +217,11 @@ class LiveNegatives:
         self.mining = state.mining
         self.num_minings = state.num_minings
         self._show_topics(None if state.epoch_topics is None else torch.as_tensor(state.epoch_topics))
+
+    def probed(self, probe: Callable[[Pairs, Corpus, Mining], float]) -> float:
+        """Return what a probe finds in the negatives in force."""
+        assert self.mining is not None
+        return probe(self._pairs, self._corpus, self.mining)
 
     # --- views ----------------------------------------------------------------------------------------------------------
 

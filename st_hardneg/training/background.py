@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from st_hardneg.candidates import Mining
+from st_hardneg.encoders.reuse import name_of
 from st_hardneg.errors import MiningError
 from st_hardneg.hosts import is_sharded
 from st_hardneg.training.helper import Order, Setup
@@ -237,7 +238,9 @@ class BackgroundRefresher:
         device = self.device if isinstance(self.device, str) else str(getattr(trained, "device", "cpu"))
         threads = max(1, torch.get_num_threads() // 2)
         datasets = [copy.copy(target.hard_negatives) for target in self._targets]
-        helper = Helper(Setup(datasets, _bare(trained), retriever, device, threads))
+        helper = Helper(
+            Setup(datasets, _bare(trained), retriever, device, threads, (name_of(trained), name_of(retriever)))
+        )
         try:
             kind, value = helper.answer()
         except EOFError:
@@ -280,13 +283,7 @@ class BackgroundRefresher:
             job.copied.set()
             return
         live, model = request.target.hard_negatives.live, self._models[0]
-        arguments = {
-            "encodings": request.encodings,
-            "step": request.step,
-            "config": request.in_force.config,
-            "is_frozen": request.is_frozen,
-        }
-        order = Order(self._place(request), live.starting_state(), None, arguments)
+        order = Order(self._place(request), live.starting_state(), None, request.arguments, request.half_precision)
         weights = dict(_weights(model)) if isinstance(model, nn.Module) else {}
         threading.Thread(target=self._work, args=(job, order, weights), daemon=True).start()
 

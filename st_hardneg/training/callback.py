@@ -25,6 +25,7 @@ from st_hardneg.training.curriculum import (
     describe,
     points_of,
 )
+from st_hardneg.training.economy import Economy, RefreshScope
 from st_hardneg.training.prompts import (
     check_mined_as_refreshed,
     check_trained_as_mined,
@@ -79,6 +80,12 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             on; what was mined is put in force at the end of the first step after it is done, and the log says how many
             steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
             that one. See :mod:`st_hardneg.training.background`.
+        corpus_refresh_fraction: Encode only this share of the corpus at each refresh, by turns, and all queries and
+            positives; the log has the mean age of the vectors in steps (``mining/vector_age``). They are kept in memory.
+        refresh_scope: ``"queries"`` encodes queries only, and compares them with the vectors of the last full mining.
+        refresh_when: Refresh only once the gap between the similarities of positives and negatives has grown by so much,
+            such as 0.05, since the negatives were mined; a sample of 256 queries tells (``mining/gap_growth``).
+        half_precision: Encode in bfloat16 at refreshes; None for where the hardware gains by it.
         refresher: Makes what mines, anew for each training; see :mod:`st_hardneg.training.refresh`.
 
     Raises:
@@ -100,6 +107,10 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         schedule: Schedules | None = None,
         retriever: Any = None,
         background: bool | str = False,
+        corpus_refresh_fraction: float = 1.0,
+        refresh_scope: RefreshScope = "all",
+        refresh_when: float | None = None,
+        half_precision: bool | None = None,
         refresher: Callable[[], Refresher] | None = None,
     ) -> None:
         members = members_of(hard_negatives)
@@ -115,6 +126,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         self.mining_strategy = mining_strategy
         self.mining_warmup_steps = mining_warmup_steps
         self.retriever = retriever
+        self.economy = Economy(corpus_refresh_fraction, refresh_scope, refresh_when, half_precision)
         self._trainer: Callable[[], Trainer | None] = lambda: None
         self._make_refresher = maker_of_refreshers(background, refresher)
         self._refresher: Refresher = InlineRefresher()
@@ -192,6 +204,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         self._check_schedule()
         if state.global_step > 0:
             self._resume(args, state)
+        self.economy.check(kwargs.get("model"), self.retriever)
         self._refresher.begin(self._targets, kwargs.get("model"), self.retriever, args, trainer)
         warn_of_stale_hashes(args)
         self._timing.say_when(self.mining_steps)
@@ -307,7 +320,13 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            request = Request(target, model, encodings, now, step, is_frozen=model is not trained, waits=waits)
+            is_frozen, reuse, half = model is not trained, self.economy.reuse, self.economy.half_precision
+            request = Request(target, model, encodings, now, step, is_frozen, waits, reuse, half)
+            growth = self.economy.growth(request, self.trainer)
+            if growth is not None:
+                log_metrics(target.logged({"mining/gap_growth": growth}), self.trainer, state, control)
+            if not self.economy.is_worth_it(growth):
+                continue
             self._refresher.start(request, args, self.trainer)
             self._asked_at = step
             self._apply_finished(state, control)

@@ -27,6 +27,7 @@ class Setup:
         retriever: A model that mines in its place, or None.
         device: Where to encode.
         num_threads: Threads for work on the CPU.
+        names: Names of both models, by which kept vectors know them.
     """
 
     datasets: list[Any]
@@ -34,6 +35,7 @@ class Setup:
     retriever: Any
     device: str
     num_threads: int
+    names: tuple[str | None, str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +47,14 @@ class Order:
         state: What is in force: the mining before, its number, and the rows of the live view.
         weights: The weights of the model in training, by name; None where it is not needed.
         arguments: Arguments of ``compute_mining`` besides the model.
+        half_precision: Whether to encode in bfloat16; None for where the hardware gains by it.
     """
 
     dataset: int
     state: tuple[Any, ...]
     weights: dict[str, Any] | None
     arguments: dict[str, Any]
+    half_precision: bool | None = None
 
 
 def serve() -> None:
@@ -98,23 +102,29 @@ def _listen(stream: BinaryIO, orders: queue.Queue[Any], read: Any) -> None:
 def _settled(setup: Setup) -> Setup:
     import torch
 
+    from st_hardneg.encoders.reuse import give_name
+
     if setup.device == "cpu" and hasattr(os, "nice"):
         with contextlib.suppress(OSError):
             os.nice(_NICE)
     torch.set_num_threads(setup.num_threads)
-    for model in (setup.trained, setup.retriever):
+    for model, name in zip((setup.trained, setup.retriever), setup.names, strict=True):
+        give_name(model, name)
         if isinstance(model, torch.nn.Module):
             model.to(setup.device)
     return setup
 
 
 def _mined(setup: Setup, order: Order) -> Any:
+    from st_hardneg.encoders.precision import half_precision
+
     hard_negatives = setup.datasets[order.dataset]
     hard_negatives.live.load(*order.state)
     if order.weights is not None:
         _load(setup.trained, order.weights)
     model = setup.trained if setup.retriever is None else setup.retriever
-    return hard_negatives.compute_mining(model, show_progress_bar=False, **order.arguments)
+    with half_precision(model, order.half_precision):
+        return hard_negatives.compute_mining(model, show_progress_bar=False, **order.arguments)
 
 
 def _load(model: Any, weights: dict[str, Any]) -> None:

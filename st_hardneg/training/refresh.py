@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from st_hardneg.candidates import Mining
 from st_hardneg.encoders import Encodings, encoder_for
+from st_hardneg.encoders.precision import half_precision
+from st_hardneg.encoders.reuse import Reuse
+from st_hardneg.encoders.tokens import kept_tokens
 from st_hardneg.hosts import distributed_evaluation, is_sharded
 from st_hardneg.report import MiningReport
 from st_hardneg.training.curriculum import InForce
@@ -36,6 +39,8 @@ class Request:
         step: The training's step.
         is_frozen: Whether the model is not trained, so that its vectors can be kept for the next mining.
         waits: Whether the training has to wait for it, as what comes next is another recipe.
+        reuse: How much of the corpus is encoded anew; all of it if None.
+        half_precision: Whether texts are encoded in bfloat16; None for where the hardware gains by it.
     """
 
     target: Target
@@ -45,6 +50,19 @@ class Request:
     step: int
     is_frozen: bool = False
     waits: bool = False
+    reuse: Reuse | None = None
+    half_precision: bool | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``compute_mining`` besides the model."""
+        return {
+            "encodings": self.encodings,
+            "step": self.step,
+            "config": self.in_force.config,
+            "is_frozen": self.is_frozen,
+            "reuse": self.reuse,
+        }
 
     def put_in_force(self, mining: Mining) -> MiningReport:
         """Let the training read what was mined, and return its report."""
@@ -97,6 +115,7 @@ class InlineRefresher:
 
     def __init__(self) -> None:
         self._finished: list[tuple[Request, Mining]] = []
+        self._kept: dict[str, Any] = {}  # token ids of what this rank encodes for another one
         self.under_way: list[int] = []
 
     def begin(
@@ -119,14 +138,16 @@ class InlineRefresher:
             keep_alive = KeepAlive(lambda: list(encoder.corpus(["."])))
         mining: Mining | None = None
         # Sharded models have to run on every rank, as in the trainer's own evaluation.
-        with distributed_evaluation(request.model, enabled=not sharded) as is_mining:
+        is_served = args.process_index > 0
+        with (
+            half_precision(request.model, request.half_precision),
+            kept_tokens(request.model if is_served else None, self._kept),
+            distributed_evaluation(request.model, enabled=not sharded) as is_mining,
+        ):
             if is_mining:
                 mining = request.target.hard_negatives.compute_mining(
                     request.model,
-                    encodings=request.encodings,
-                    step=request.step,
-                    config=request.in_force.config,
-                    is_frozen=request.is_frozen,
+                    **request.arguments,
                     show_progress_bar=not args.disable_tqdm,
                     between_chunks=keep_alive,
                 )
