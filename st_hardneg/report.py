@@ -289,9 +289,8 @@ class MiningReport:
         if self.recall is not None:
             lines.append(f"  recall      {self.recall:.3f} of the nearest texts are found (sampled)")
         if self.vector_age is not None:
-            lines.append(
-                f"  vectors     {self.num_encoded:,} texts encoded; the corpus is {self.vector_age:.1f} steps old"
-            )
+            texts = f"{self.num_encoded:,} texts encoded; " if self.num_encoded is not None else ""
+            lines.append(f"  vectors     {texts}those of the corpus are {self.vector_age:.1f} steps old in the mean")
         memory = "" if self.peak_memory_mb is None else f"; peak memory {self.peak_memory_mb:,.0f} MB"
         return [*lines, f"  time        {spent}{memory}"]
 

@@ -121,12 +121,12 @@ class ReusingEncoder:
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Any]:
         """Yield the vectors of corpus texts, new ones and kept ones, in one shard where some are kept."""
-        key = self._key(texts)
-        found = self._kept.get(key)
-        if found is None or self.reuse.share == 1:
+        key = self._key(texts) if self.reuse.keeps_vectors else None
+        found = None if key is None or self.reuse.share == 1 else self._kept.get(key)
+        if key is None or found is None:
             self.num_encoded += len(texts)
             shards = self.encoder.corpus(texts, show_progress_bar=show_progress_bar)
-            yield from self._keeping(key, texts, shards) if self.reuse.keeps_vectors else shards
+            yield from shards if key is None else self._keeping(key, texts, shards)
             return
         rows = self._share_of(texts, found)
         for some in rows:

@@ -14,17 +14,17 @@ from st_hardneg.encoders.vectors import stacked
 _SAMPLE = 256
 
 
-def gap_growth(pairs: Pairs, corpus: Corpus, mining: Mining, encoder: Encoder, size: int = _SAMPLE) -> float:
+def gap_growth(encoder: Encoder, pairs: Pairs, corpus: Corpus, mining: Mining, size: int = _SAMPLE) -> float:
     """Return by how much, in the mean, the gap between positive and negative has grown since the negatives were mined.
 
     In units of the similarity. 0 is a model that has not moved; as a model learns to tell its negatives from its
     positives, the gap grows.
 
     Args:
+        encoder: The model of the moment.
         pairs: The queries.
         corpus: The corpus.
         mining: The negatives in force.
-        encoder: The model of the moment.
         size: How many queries to look at, spread evenly.
     """
     has_any = mining.negatives.is_present.any(dim=1).numpy()

@@ -320,14 +320,10 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            is_frozen, reuse, half = model is not trained, self.economy.reuse, self.economy.half_precision
-            request = Request(target, model, encodings, now, step, is_frozen, waits, reuse, half)
-            growth = self.economy.growth(request, self.trainer)
-            if growth is not None:
-                log_metrics(target.logged({"mining/gap_growth": growth}), self.trainer, state, control)
-            if not self.economy.is_worth_it(growth):
+            request = Request(target, model, encodings, now, step, is_frozen=model is not trained, waits=waits)
+            if self.economy.skips(request, self.trainer, state, control):
                 continue
-            self._refresher.start(request, args, self.trainer)
+            self._refresher.start(self.economy.applied(request), args, self.trainer)
             self._asked_at = step
             self._apply_finished(state, control)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from st_hardneg.encoders import encoder_for
@@ -12,11 +13,11 @@ from st_hardneg.encoders.precision import gains_by_half_precision, half_precisio
 from st_hardneg.encoders.reuse import Reuse
 from st_hardneg.hosts import distributed_evaluation, is_sharded
 from st_hardneg.training.ranks import from_first_rank
+from st_hardneg.training.refresh import Request, log_metrics
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerControl, TrainerState
 
-    from st_hardneg.training.refresh import Request
 
 logger = logging.getLogger(__name__)
 
@@ -96,18 +97,28 @@ class Economy:
         elif self.half_precision is None and gains_by_half_precision(model):
             logger.info("Refreshes encode in bfloat16; `half_precision=False` keeps them in float32.")
 
-    def growth(self, request: Request, trainer: Trainer | None) -> float | None:
-        """Return by how much the gap of positives and negatives has grown, on every rank the same; None if nobody asks.
+    def applied(self, request: Request) -> Request:
+        """Return a request that says how much of the corpus is encoded anew, and in which precision."""
+        return replace(request, reuse=self.reuse, half_precision=self.half_precision)
+
+    def skips(self, request: Request, trainer: Trainer | None, state: TrainerState, control: TrainerControl) -> bool:
+        """Tell whether a refresh that is due is not worth it, and log what the probe has found; on every rank the same."""
+        if self.refresh_when is None or request.waits:
+            return False
+        growth = self._growth(request, trainer)
+        log_metrics(request.target.logged({"mining/gap_growth": growth}), trainer, state, control)
+        return growth < self.refresh_when
+
+    def _growth(self, request: Request, trainer: Trainer | None) -> float:
+        """Return by how much the gap of positives and negatives has grown, on every rank the same.
 
         Args:
             request: The refresh that is due.
             trainer: The trainer.
         """
-        if self.refresh_when is None or request.waits:
-            return None
         from st_hardneg.live.probe import gap_growth
 
-        growth: float | None = None
+        growth = 0.0
         hard_negatives, model, sharded = request.target.hard_negatives, request.model, is_sharded(trainer)
         with (
             half_precision(model, self.half_precision),
@@ -115,14 +126,8 @@ class Economy:
         ):
             if is_probing:
                 encoder = encoder_for(model, request.encodings)
-                growth = hard_negatives.live.probed(
-                    lambda pairs, corpus, mining: gap_growth(pairs, corpus, mining, encoder)
-                )
+                growth = hard_negatives.live.probed(partial(gap_growth, encoder))
         return from_first_rank(growth)
-
-    def is_worth_it(self, growth: float | None) -> bool:
-        """Tell whether a refresh is worth it."""
-        return growth is None or self.refresh_when is None or growth >= self.refresh_when
 
 
 def _is_number(value: Any) -> bool:
