@@ -124,20 +124,23 @@ class ReusingEncoder:
         key = self._key(texts) if self.reuse.keeps_vectors else None
         found = None if key is None or self.reuse.share == 1 else self._kept.get(key)
         if key is None or found is None:
-            self.num_encoded += len(texts)
-            shards = self.encoder.corpus(texts, show_progress_bar=show_progress_bar)
+            shards = self._counted(self.encoder.corpus(texts, show_progress_bar=show_progress_bar))
             yield from shards if key is None else self._keeping(key, texts, shards)
             return
-        rows = self._share_of(texts, found)
-        for some in rows:
-            shards = self.encoder.corpus([texts[row] for row in some], show_progress_bar=show_progress_bar)
-            found.vectors[torch.from_numpy(some).to(found.vectors.device)] = stacked(shards, len(some)).to(
-                found.vectors.device
-            )
-            found.encoded_at[some] = self.step
-            self.num_encoded += len(some)
+        texts, device = list(texts), found.vectors.device
+        for rows in self._share_of(texts, found):
+            some = [texts[row] for row in rows]
+            shards = self._counted(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
+            with torch.inference_mode():  # which a model's vectors may come from
+                found.vectors[torch.from_numpy(rows).to(device)] = stacked(shards, len(some)).to(device)
+            found.encoded_at[rows] = self.step
         self._keep(key, replace(found, turn=found.turn + 1))
         yield found.vectors
+
+    def _counted(self, shards: Iterator[Any]) -> Iterator[Any]:
+        for shard in shards:
+            self.num_encoded += len(shard)
+            yield shard
 
     def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
         """Return None: vectors of different times are nobody's."""
