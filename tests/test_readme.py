@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
+from tests import tiny_models
 from tests.conftest import WORDS, random_texts, word_model
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,23 @@ def small_language_model() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return GPT2LMHeadModel(config), tokenizer
+
+
+def other_kinds(folder: Path) -> dict[str, object]:
+    """Return tiny models of the other kinds that there are trainers for, and their arguments."""
+    from sentence_transformers import cross_encoder, multi_vector_encoder, sparse_encoder
+
+    options = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 7, "use_cpu": True}
+    options["per_device_train_batch_size"] = 4
+    return {
+        "splade": tiny_models.splade(folder / "splade"),
+        "colbert": tiny_models.colbert(folder / "colbert"),
+        "reranker": tiny_models.cross_encoder(folder / "reranker"),
+        "teacher": tiny_models.cross_encoder(folder / "teacher", seed=1),
+        "sparse_args": sparse_encoder.SparseEncoderTrainingArguments(str(folder), **options),
+        "colbert_args": multi_vector_encoder.MultiVectorEncoderTrainingArguments(str(folder), **options),
+        "reranker_args": cross_encoder.CrossEncoderTrainingArguments(str(folder), **options),
+    }
 
 
 @pytest.fixture
@@ -89,12 +107,14 @@ def test_each_example_runs(page, code, names, tmp_path, monkeypatch):
     if page.stem != "README":
         assert len(code.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
+    if page.stem == "trainers":
+        names.update(other_kinds(tmp_path))
     if "hard_negatives" in code and "hard_negatives =" not in code:
         names["hard_negatives"] = HardNegativeDataset(names["pairs"], names["corpus"])
         names["hard_negatives"].mine(names["model"], show_progress_bar=False)
     exec(compile(as_tried(code, names, tmp_path), str(page), "exec"), names)
     trainer = names.get("trainer")
-    if "callback" in names:
+    if trainer is None and "callback" in names:
         hard_negatives = names.get("hard_negatives")
         if hard_negatives is None:
             hard_negatives = HardNegativeDataset(names["pairs"], names["corpus"])
@@ -107,6 +127,8 @@ def test_each_example_runs(page, code, names, tmp_path, monkeypatch):
             loss=names["loss"],
             callbacks=[names["callback"]],
         )
+    elif "callback" in names:
+        names["callback"].mining_steps = 3
     if trainer is not None:
         if trainer.state.global_step == 0:
             trainer.train()
