@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from st_hardneg.config import MiningConfig, explain_unknown_field
+from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.errors import check_takes, require_extra
 from st_hardneg.mining.filters import RULES, ExtraFilter
 from st_hardneg.mining.task import Guide
@@ -140,6 +141,21 @@ def checked_guide(guide: Any) -> Guide | None:
         TypeError: If it is neither.
     """
     return guide if guide is None or isinstance(guide, Guide) else Guide(guide)
+
+
+def checked_teacher(teacher: Any) -> Any:
+    """Return a model that can score, or None.
+
+    Raises:
+        TypeError: If it can neither predict nor encode queries and documents.
+        ValueError: If it cannot be searched by.
+    """
+    if teacher is None or (callable(getattr(teacher, "predict", None)) and not isinstance(teacher, type)):
+        return teacher
+    if isinstance(teacher, type):
+        raise TypeError(f"Expected an object as `teacher`, got the class {teacher.__name__}. Make one of it.")
+    encoder_for(teacher, Encodings.from_config(MiningConfig()))
+    return teacher
 
 
 def named_filters(extra_filters: Any) -> dict[str, ExtraFilter]:

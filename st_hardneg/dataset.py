@@ -60,6 +60,8 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         metadata_filter: A function of a corpus row (a dictionary of its columns) that returns True where the text may be
             a negative. Positives that the corpus lacks have no metadata, and may not.
         cross_encoder: Rescores every candidate and positive; rules and order then go by its scores.
+        teacher: A cross encoder, or any other model, whose scores of positives and negatives ``as_dataset`` and
+            ``to_dataset`` give where scores are asked for. It decides nothing, and scores new pairs only.
         guide: Another model, or a ``Guide(model, margin)``, which vetoes candidates that it scores above the positive.
         searcher: A :class:`~st_hardneg.search.Searcher` for the corpus.
         use_faiss: Search with FAISS's flat index.
@@ -71,6 +73,8 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         cache_folder: Folder to keep vectors in, for models that are not being trained.
         max_memory: GB of memory that the vectors of the corpus may take; most of what is free if None. Vectors that do not
             fit stay in ``cache_folder`` and are searched shard by shard.
+        rescoring_budget: How many pairs of positives and of what a search finds a cross encoder scores in a mining at
+            most, the nearest candidates of each query first. None for no limit.
         num_topics: Cluster the anchors into so many topics at each mining, for
             :class:`~st_hardneg.samplers.TopicAwareBatchSampler`.
         symmetric: Whether both sides of a pair say the same, as duplicate questions do, so that what hangs together by
@@ -101,6 +105,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         sources: Mapping[str, Any] | None = None,
         metadata_filter: Any = None,
         cross_encoder: Any = None,
+        teacher: Any = None,
         guide: Any = None,
         searcher: Searcher | None = None,
         use_faiss: bool = False,
@@ -110,12 +115,13 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         corpus_chunk_size: int = 100_000,
         cache_folder: str | None = None,
         max_memory: float | None = None,
+        rescoring_budget: int | None = None,
         num_topics: int | None = None,
         symmetric: bool | None = None,
         **fields: Any,
     ) -> None:
         sizes = (batch_size, query_chunk_size, corpus_chunk_size, num_topics, cache_folder, max_memory)
-        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes, teacher, rescoring_budget)
         self._wrapped: Wrapped = wrap(
             dataset,
             corpus,
@@ -252,6 +258,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         config: MiningConfig | None = None,
         is_frozen: bool = False,
         reuse: Reuse | None = None,
+        rescorer: Any = None,
         semi_hard_margin: float = 0.2,
         show_progress_bar: bool = True,
         between_chunks: Callable[[], None] | None = None,
@@ -265,6 +272,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
             config: The recipe in force this time, as a schedule has it; the dataset's own if None.
             is_frozen: Whether the model is not trained, so that its vectors are kept for the next mining.
             reuse: How much of the corpus is encoded anew; all of it if None.
+            rescorer: A cross encoder in training, which rescores what the model finds.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives.
             show_progress_bar: Whether to show progress.
             between_chunks: Called after every chunk of queries that was searched.
@@ -276,6 +284,8 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         config = config or self.config
         encoder = encoder_for(model, encodings or Encodings.from_config(config, self.batch_size))
         task, positives = self._wrapped.task, lambda: self.corpus.texts.take(self._wrapped.pairs.positive_ids)
+        if rescorer is not None:
+            task = replace(task, cross_encoder=rescorer, is_cross_encoder_trained=True)
         with reusing(encoder, task.kept, reuse, step, positives) as reusing_encoder:
             mining = mine(
                 task,

@@ -208,6 +208,7 @@ class MinedDataset:
         config: MiningConfig | None = None,
         sources: Mapping[str, Any] | None = None,
         cross_encoder: Any = None,
+        teacher: Any = None,
         searcher: Searcher | None = None,
         use_faiss: bool = False,
         extra_filters: Mapping[str, ExtraFilter] | Sequence[ExtraFilter] | ExtraFilter | None = None,
@@ -216,6 +217,7 @@ class MinedDataset:
         query_chunk_size: int = 512,
         corpus_chunk_size: int = 100_000,
         cache_folder: str | None = None,
+        rescoring_budget: int | None = None,
     ) -> Self:
         """Read what :meth:`save_to_disk` wrote.
 
@@ -224,6 +226,7 @@ class MinedDataset:
             config: A recipe in place of the saved one, for a save whose ``exclude_pattern`` you do not trust.
             sources: Sources of your own, if the recipe had some.
             cross_encoder: The cross encoder, if the recipe had one.
+            teacher: The teacher, if there was one.
             searcher: The searcher, if the recipe had one of its own.
             use_faiss: Search with FAISS's flat index.
             extra_filters: The extra filters, if the recipe had some.
@@ -232,6 +235,7 @@ class MinedDataset:
             query_chunk_size: Queries searched and filtered at once.
             corpus_chunk_size: Corpus texts compared at once in exact search.
             cache_folder: Folder to keep vectors in.
+            rescoring_budget: How many pairs a cross encoder scores in a mining at most.
 
         Raises:
             FileNotFoundError: If the folder is not there.
@@ -239,7 +243,7 @@ class MinedDataset:
         """
         saved = read(os.fspath(dataset_path), config=config)
         sizes = (batch_size, query_chunk_size, corpus_chunk_size, _num_topics(dataset_path, saved), cache_folder)
-        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes, teacher, rescoring_budget)
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)
         if missing := sorted(set(saved.needs) - set(helpers.needs(named))):

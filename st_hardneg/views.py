@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from datasets import Dataset
 
@@ -13,6 +13,16 @@ ViewFormat = Literal["n-tuple", "labeled-pair", "labeled-list"]
 
 class ViewedDataset(MinedDataset):
     """The part of :class:`~st_hardneg.HardNegativeDataset` that hands out live views."""
+
+    @property
+    def cross_encoder(self) -> Any:
+        """The cross encoder that rescores candidates, or None."""
+        return self._wrapped.task.cross_encoder
+
+    @property
+    def teacher(self) -> Any:
+        """The model whose scores are given away, or None."""
+        return self._wrapped.task.teacher
 
     def as_dataset(
         self, output_format: ViewFormat = "n-tuple", *, with_ids: bool = False, with_scores: bool = False
@@ -44,7 +54,7 @@ class ViewedDataset(MinedDataset):
         if output_format not in get_args(ViewFormat):
             raise ValueError(
                 f"Expected `output_format` of a live view to be one of {list(get_args(ViewFormat))}, got "
-                f"{output_format!r}. `to_dataset` writes copies in all formats; live triplets are n-tuples of one negative."
+                f"{output_format!r}. `to_dataset` writes copies in all formats; a live triplet is a tuple of one negative."
             )
         if with_ids and with_scores:
             raise ValueError(

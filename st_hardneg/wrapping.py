@@ -18,6 +18,7 @@ from st_hardneg.arguments import (
     checked_config,
     checked_cross_encoder,
     checked_guide,
+    checked_teacher,
     named_filters,
     searcher_maker,
 )
@@ -53,6 +54,8 @@ class Help:
         num_topics: Cluster the anchors into so many topics.
         cache_folder: Folder to keep vectors in.
         max_memory: GB of memory that the vectors of the corpus may take.
+        teacher: Scores what was mined.
+        rescoring_budget: How many pairs the cross encoder scores in a mining at most.
     """
 
     cross_encoder: Any = None
@@ -66,6 +69,8 @@ class Help:
     num_topics: int | None = None
     cache_folder: str | None = None
     max_memory: float | None = None
+    teacher: Any = None
+    rescoring_budget: int | None = None
 
     def arguments_of_task(self) -> dict[str, Any]:
         """Return these as arguments of a Task, checked.
@@ -81,8 +86,12 @@ class Help:
             corpus_chunk_size=self.corpus_chunk_size,
         )
         check_max_memory(self.max_memory)
+        if self.rescoring_budget is not None:
+            check_sizes(rescoring_budget=self.rescoring_budget)
         return {
             "cross_encoder": checked_cross_encoder(self.cross_encoder),
+            "teacher": checked_teacher(self.teacher),
+            "rescoring_budget": self.rescoring_budget,
             "guide": checked_guide(self.guide),
             "extra_filters": named_filters(self.extra_filters),
             "make_searcher": searcher_maker(self.searcher, self.use_faiss, self.corpus_chunk_size),
@@ -96,7 +105,7 @@ class Help:
 
     def needs(self, named: NamedSources) -> list[str]:
         """Name what a recipe was given that files cannot hold."""
-        needs = [name for name in ("cross_encoder", "searcher", "guide") if getattr(self, name) is not None]
+        needs = [name for name in ("cross_encoder", "searcher", "guide", "teacher") if getattr(self, name) is not None]
         return [
             *needs,
             *(f"extra_filters[{name!r}]" for name in named_filters(self.extra_filters)),

@@ -83,3 +83,15 @@ def colbert(folder: Path, seed: int = 0) -> Any:
     model = MultiVectorEncoder(modules=modules, device="cpu")
     model._create_model_card = lambda *_, **__: None
     return model
+
+
+def cross_encoder(folder: Path, seed: int = 0, *, num_labels: int = 1) -> Any:
+    """Return a cross encoder whose scores differ from pair to pair."""
+    from sentence_transformers import CrossEncoder
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    path = saved(folder, BertForSequenceClassification(bert_config(initializer_range=0.5, num_labels=num_labels)))
+    model = CrossEncoder(path, num_labels=num_labels, device="cpu")
+    model._create_model_card = lambda *_, **__: None
+    return model

@@ -89,9 +89,14 @@ class LiveNegatives:
         return marked_ids(self.mining.negatives)
 
     @property
+    def has_scores(self) -> bool:
+        """Whether a live view shows scores."""
+        return self._table is not None and self._table.has_scores
+
+    @property
     def previous_scores(self) -> Tensor | None:
         """float32 of shape ``(num_queries, num_negatives)``: those of what was in force before, if read."""
-        if self._table is None or not self._table.has_scores:
+        if not self.has_scores:
             return None
         if self._previous is not None:
             return self._previous[1]

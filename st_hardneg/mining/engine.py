@@ -20,12 +20,14 @@ from st_hardneg.encoders.vectors import Limits, Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
+from st_hardneg.mining.rescoring import rescorer
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.mining.story import Story
 from st_hardneg.mining.summary import LEAST_RECALL, Run, require_any, summarize_mining
 from st_hardneg.mining.task import Task
+from st_hardneg.mining.teacher import taught
 from st_hardneg.sources.build import Workshop, build_sources
-from st_hardneg.sources.dense import DenseSource
+from st_hardneg.sources.dense import DenseSource, KeptProposals, KeptSource, Space
 from st_hardneg.sources.protocol import Source
 from st_hardneg.sources.uniform import RANDOM_RATE, RandomSource
 
@@ -70,18 +72,18 @@ def mine(
     vectors = _vectors(task, _stored(task, encoder, step < 0 or keep_vectors), keep_vectors, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
-    shop = _shop(task, config, vectors)
+    plan = _plan(task, config)
+    shop = _shop(task, config, vectors, plan)
     sources = build_sources(shop)
     rank = _rank(task, config, scoring, shop, sources)
     doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
-    story = _story(task, shop, scoring, sources, doubt, refresh, previous)
+    story = _story(task, shop, scoring, sources, doubt, refresh, previous, plan)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
-    negatives = _filled(negatives, story, must_fill, task.query_chunk_size).stamped(step)
-    if not task.may_find_nothing:
-        require_any(negatives, story.tally, task)
+    negatives = _filled(negatives, story, must_fill, task).stamped(step)
     watch.lap("rest", search=story.search_seconds)
-    recall = _recall(task, shop, sources)
+    recall = _once(task, vectors, "recall", lambda: _recall(task, shop, sources))
+    negatives, positive_teacher_scores = taught(task, negatives)
     run = Run(task, config, scoring, story.tally, refresh, step, semi_hard_margin, recall, rank, doubt)
     return Mining(
         negatives,
@@ -91,6 +93,7 @@ def mine(
         summarize_mining(run, negatives, previous, watch.seconds, _pictures(task, story, negatives)),
         _topics(task, vectors, config.seed),
         (story.suspects.query_ids, story.suspects.corpus_ids, story.suspects.closeness),
+        positive_teacher_scores,
     )
 
 
@@ -123,8 +126,25 @@ def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) 
         show_progress_bar=show_progress_bar,
     )
     if fingerprint is not None:
-        task.kept["frozen"] = (fingerprint, vectors)
+        task.kept["frozen"] = (fingerprint, vectors, {})
     return vectors
+
+
+def _of_frozen(task: Task, vectors: Vectors) -> dict[str, Any] | None:
+    """Return what depends on kept vectors alone, and outlives a mining as they do; None for others."""
+    kept = task.kept.get("frozen")
+    return None if kept is None or kept[1] is not vectors else kept[2]
+
+
+def _once(task: Task, vectors: Vectors, name: str, compute: Callable[[], float | None]) -> float | None:
+    """Return a figure that depends on vectors alone; that of kept vectors is computed once."""
+    frozen = _of_frozen(task, vectors)
+    if frozen is None:
+        return compute()
+    if name not in frozen:
+        frozen[name] = compute()
+    figure: float | None = frozen[name]
+    return figure
 
 
 class _Watch:
@@ -143,13 +163,21 @@ class _Watch:
 
 
 def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_bar: bool) -> Scoring:
+    rescore = None
+    if task.cross_encoder is not None:
+        rescore = rescorer(
+            task.cross_encoder,
+            task.pairs,
+            task.corpus,
+            batch_size=task.batch_size,
+            pool=task.cross_encoder_pool,
+            kept=None if task.is_cross_encoder_trained else task.kept,
+        )
     return Scoring(
         vectors,
         task.pairs,
         task.corpus,
-        task.cross_encoder,
-        task.batch_size,
-        task.cross_encoder_pool,
+        rescore,
         with_positive_similarity=compares_positives(config),
         is_centered=has_adaptive_bounds(config),
         rescore_known=task.include_positives,
@@ -165,9 +193,18 @@ def _rank(
         return None
     from st_hardneg.mining.trust import typical_rank
 
+    def rank() -> float:
+        space = _main_space(sources) or shop.space(task.corpus.searched, "dense")
+        return typical_rank(scoring, space, task.pairs)
+
+    return _once(task, shop.vectors, "rank", rank)
+
+
+def _main_space(sources: dict[str, Source]) -> Space | None:
+    """Return the search of the whole corpus, if there is one."""
     source = sources.get("dense")
-    space = source.spaces[0] if isinstance(source, DenseSource) else shop.space(task.corpus.searched, "dense")
-    return typical_rank(scoring, space, task.pairs)
+    source = source.source if isinstance(source, KeptSource) else source
+    return source.spaces[0] if isinstance(source, DenseSource) else None
 
 
 def _doubt(rank: float | None, previous: Mining | None) -> float:
@@ -194,9 +231,23 @@ def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
     return vectors
 
 
-def _shop(task: Task, config: MiningConfig, vectors: Vectors) -> Workshop:
+def _shop(task: Task, config: MiningConfig, vectors: Vectors, plan: SearchPlan) -> Workshop:
+    proposals, frozen = None, _of_frozen(task, vectors)
+    if frozen is not None:
+        key = (config.search_spaces, int((plan.depth + plan.extra).max(initial=0)))
+        if frozen.get("proposals", (None,))[0] != key:
+            frozen["proposals"] = (key, KeptProposals(task.pairs.num_queries, key[1]))
+        proposals = frozen["proposals"][1]
     return Workshop(
-        config, task.source_names, task.pairs, task.corpus, vectors, task.sources, task.make_searcher, task.kept
+        config,
+        task.source_names,
+        task.pairs,
+        task.corpus,
+        vectors,
+        task.sources,
+        task.make_searcher,
+        task.kept,
+        proposals,
     )
 
 
@@ -208,13 +259,14 @@ def _story(
     doubt: float,
     refresh: int,
     previous: Mining | None,
+    plan: SearchPlan,
 ) -> Story:
     config, names = shop.config, task.source_names
     margin = None if task.guide is None else task.guide.margin
     judge = Judge(scoring, config, task.extra_filters, task.include_positives, margin, doubt)
     earlier = None if previous is None else previous.recoded(names).negatives
     coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
-    return Story(judge, sources, names, _plan(task, config), refresh, earlier, coin)
+    return Story(judge, sources, names, plan, refresh, earlier, coin)
 
 
 def _plan(task: Task, config: MiningConfig) -> SearchPlan:
@@ -224,7 +276,8 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
         is_filtered=bool(task.extra_filters),
         is_rescored=task.cross_encoder is not None,
     )
-    return SearchPlan.of(config, task.pairs, task.corpus, is_deep=is_deep, reserved=task.reserved)
+    most = None if task.cross_encoder is None else task.most_rescored(config)
+    return SearchPlan.of(config, task.pairs, task.corpus, is_deep=is_deep, reserved=task.reserved, most=most)
 
 
 def _prepare(story: Story) -> None:
@@ -249,27 +302,30 @@ def _in_chunks(
     return joined(chunks).rows(torch.from_numpy(np.argsort(story.plan.order, kind="stable")))
 
 
-def _filled(negatives: Negatives, story: Story, must_fill: Tensor | None, chunk_size: int) -> Negatives:
-    if bool(negatives.is_present.all()):
-        return negatives
-    from st_hardneg.mining.slots import fill
+def _filled(negatives: Negatives, story: Story, must_fill: Tensor | None, task: Task) -> Negatives:
+    """Fill empty slots, and raise if nothing was found for any of them."""
+    if not bool(negatives.is_present.all()):
+        from st_hardneg.mining.slots import fill
 
-    return fill(
-        negatives,
-        story.judge,
-        refresh=story.refresh,
-        previous=story.previous,
-        must_fill=must_fill,
-        chunk_size=chunk_size,
-    )
+        negatives = fill(
+            negatives,
+            story.judge,
+            refresh=story.refresh,
+            previous=story.previous,
+            must_fill=must_fill,
+            chunk_size=task.query_chunk_size,
+        )
+    if not task.may_find_nothing:
+        require_any(negatives, story.tally, task)
+    return negatives
 
 
 def _recall(task: Task, shop: Workshop, sources: dict[str, Source]) -> float | None:
     """Return the recall of an approximate search of the whole corpus, or None where it is exact."""
-    source = sources.get("dense")
-    searcher = source.spaces[0].searcher if isinstance(source, DenseSource) else None
-    if searcher is None or getattr(searcher, "is_exact", False):
+    space = _main_space(sources)
+    if space is None or getattr(space.searcher, "is_exact", False):
         return None
+    searcher = space.searcher
     from st_hardneg.search.recall import sampled_recall
 
     vectors, searched = shop.vectors, shop.vectors.of_texts(task.corpus.searched)

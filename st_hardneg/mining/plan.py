@@ -36,6 +36,7 @@ class SearchPlan:
         extra: int64 of shape ``(num_queries,)``: texts that are never a negative and are not counted in ``depth``: the
             anchor itself, duplicates of positives, and anchors with a positive in common. At least so many.
         order: int64 of shape ``(num_queries,)``: the queries in order of search.
+        is_bounded: Whether it must not be looked further down than this.
     """
 
     start: int
@@ -43,10 +44,18 @@ class SearchPlan:
     depth: Ids
     extra: Ids
     order: Ids
+    is_bounded: bool = False
 
     @classmethod
     def of(
-        cls, config: MiningConfig, pairs: Pairs, corpus: Corpus, *, is_deep: bool, reserved: Ids | None = None
+        cls,
+        config: MiningConfig,
+        pairs: Pairs,
+        corpus: Corpus,
+        *,
+        is_deep: bool,
+        reserved: Ids | None = None,
+        most: int | None = None,
     ) -> SearchPlan:
         """Plan the search of all queries.
 
@@ -57,16 +66,19 @@ class SearchPlan:
             is_deep: Whether a rule may remove the closest.
             reserved: int64 of shape ``(num_queries,)``: places among what is retrieved that are set aside for positives;
                 each query's number of positives by default.
+            most: How many candidates of each query may be considered at most, besides its positives.
         """
         reserved = pairs.num_positives if reserved is None else reserved
         start, stop_without = config.window(0, is_deep=is_deep)
         stop = np.full(pairs.num_queries, stop_without, dtype=np.int64)
         if config.range_max is None:
             stop += reserved
+        if most is not None:
+            stop = np.minimum(stop, most)
         raw = config.rank_window == "raw"
         depth = stop if raw else stop + reserved
         extra = np.zeros_like(stop) if raw else _extra_texts(pairs, corpus)
-        return cls(start, stop, depth, extra, np.argsort(depth + extra, kind="stable"))
+        return cls(start, stop, depth, extra, np.argsort(depth + extra, kind="stable"), most is not None)
 
     def chunks(self, size: int, show_progress_bar: bool) -> Iterator[Tensor]:
         """Yield the queries in order of search, int64 of shape ``(at most size,)`` each."""
@@ -91,7 +103,7 @@ class SearchPlan:
 
     def deeper(self) -> SearchPlan | None:
         """Return a plan that looks further down, or None where this one looks as far down as is worth it."""
-        if int(self.depth.min(initial=_DEEPEST)) >= _DEEPEST:
+        if self.is_bounded or int(self.depth.min(initial=_DEEPEST)) >= _DEEPEST:
             return None
         return replace(
             self,

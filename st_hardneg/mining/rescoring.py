@@ -158,9 +158,8 @@ def scorer_fingerprint(cross_encoder: Any) -> object:
     """Return what identifies a cross encoder; one whose weights cannot be seen, such as a service, is taken to stay."""
     if not isinstance(cross_encoder, nn.Module):
         return cross_encoder
-    names = ("activation_fn", "max_length", "default_prompt_name", "active_adapters", "config")
-    settings = []
-    for name in names:
-        value = getattr(cross_encoder, name, None)
-        settings.append(repr(value() if name == "active_adapters" and callable(value) else value))
+    settings = [repr(getattr(cross_encoder, name, None)) for name in ("activation_fn", "max_length", "config")]
+    # Adapters that are switched off leave no trace in the weights.
+    switches = [getattr(module, "disable_adapters", None) for module in cross_encoder.modules()]
+    settings.append(repr([switch for switch in switches if isinstance(switch, bool)]))
     return recipe_fingerprint(weights_fingerprint(cross_encoder), settings)

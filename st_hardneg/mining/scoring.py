@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from st_hardneg.candidates import Candidates
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.encoders.vectors import Vectors
-from st_hardneg.mining.rescoring import cross_encoder_scores
+from st_hardneg.mining.rescoring import PairScores
 
 # One product of all with all is worth it up to so many times the pairs that are asked for.
 _WORTH_A_PRODUCT = 30
@@ -30,9 +28,7 @@ class Scoring:
         vectors: Vectors of queries and corpus.
         pairs: The queries and their positives.
         corpus: The corpus.
-        cross_encoder: Rescores every pair, if given.
-        batch_size: Pairs that the cross encoder scores at once.
-        cross_encoder_pool: A multi-process pool of the cross encoder's.
+        rescore: A cross encoder's scores of queries and texts by number, if there is one.
         with_positive_similarity: Whether candidates are also compared with the query's positives.
         is_centered: Whether similarities are also counted from chance.
         rescore_known: Whether the cross encoder also scores candidates that can never be a negative.
@@ -42,9 +38,7 @@ class Scoring:
     vectors: Vectors
     pairs: Pairs
     corpus: Corpus
-    cross_encoder: Any = None
-    batch_size: int = 32
-    cross_encoder_pool: Any = None
+    rescore: PairScores | None = None
     with_positive_similarity: bool = False
     is_centered: bool = False
     rescore_known: bool = False
@@ -58,12 +52,9 @@ class Scoring:
     @cached_property
     def row_cross_encoder_scores(self) -> Tensor | None:
         """float32 of shape ``(num_rows,)``: the cross encoder's score of each row; None without one."""
-        if self.cross_encoder is None:
+        if self.rescore is None:
             return None
-        keys = self.pairs.row_query * len(self.corpus) + self.pairs.row_positive
-        _, first, place = np.unique(keys, return_index=True, return_inverse=True)
-        queries, texts = self.pairs.row_query[first], self.pairs.row_positive[first]
-        return self._rescore(torch.from_numpy(queries), torch.from_numpy(texts))[torch.from_numpy(place)]
+        return self.rescore(torch.from_numpy(self.pairs.row_query), torch.from_numpy(self.pairs.row_positive))
 
     @property
     def row_scores(self) -> Tensor:
@@ -157,8 +148,8 @@ class Scoring:
             source_scores,
             units=None if self.units is None else self.units[query_ids],
         )
-        if self.cross_encoder is not None:
-            candidates = self._rescored(candidates, keeps_order=keeps_order)
+        if self.rescore is not None:
+            candidates = self._rescored(candidates, self.rescore, keeps_order=keeps_order)
         if self.is_centered:
             candidates = replace(candidates, chance=self.chance_of_queries[query_ids])
         if self.with_positive_similarity:
@@ -169,14 +160,14 @@ class Scoring:
             candidates = replace(candidates, guide_gap=guided - self._lowest_guide_scores[query_ids][:, None])
         return candidates
 
-    def _rescored(self, found: Candidates, *, keeps_order: bool) -> Candidates:
+    def _rescored(self, found: Candidates, rescore: PairScores, *, keeps_order: bool) -> Candidates:
         # What can never be a negative is not worth a forward pass.
         wanted = found.is_present
         if not self.rescore_known:
             wanted = wanted & ~self.pairs.known.contains(found.query_ids, found.corpus_ids)
         rows, places = wanted.nonzero(as_tuple=True)
         scores = found.similarities.clone()
-        scores[rows, places] = self._rescore(found.query_ids[rows], found.corpus_ids[rows, places])
+        scores[rows, places] = rescore(found.query_ids[rows], found.corpus_ids[rows, places])
         if keeps_order:
             return replace(found, scores=scores, is_rescored=True)
         by_id = found.corpus_ids.argsort(dim=1, stable=True)
@@ -184,12 +175,6 @@ class Scoring:
         names = ("corpus_ids", "similarities", "ranks", "sources", "source_scores")
         moved = {name: getattr(found, name).gather(1, order) for name in names}
         return replace(found, scores=scores.gather(1, order), is_rescored=True, **moved)
-
-    def _rescore(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
-        queries = self.pairs.anchors.take(self.pairs.first_row[query_ids.numpy()])
-        texts = self.corpus.texts.take(corpus_ids.numpy())
-        pairs = list(zip(queries, texts, strict=True))
-        return cross_encoder_scores(self.cross_encoder, pairs, self.batch_size, self.cross_encoder_pool)
 
     @cached_property
     def chance_of_queries(self) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from st_hardneg.candidates import BUILT_IN_SOURCES
+from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
@@ -59,6 +60,10 @@ class Task:
         source_names: What the numbers of sources stand for.
         extra_filters: The caller's own filters by name.
         cross_encoder: Rescores every candidate and positive, if given.
+        is_cross_encoder_trained: Whether it is being trained, so that its scores are not kept for the next mining.
+        rescoring_budget: How many pairs of a search and of positives the cross encoder scores in a mining at most; the
+            nearest candidates of each query come first. None for no limit.
+        teacher: Scores what was mined, if given, and decides nothing.
         cross_encoder_pool: A multi-process pool of the cross encoder's.
         guide: Another model, which vetoes candidates.
         make_searcher: Returns a searcher; its argument says whether it is for the whole corpus.
@@ -84,6 +89,9 @@ class Task:
     source_names: tuple[str, ...] = BUILT_IN_SOURCES
     extra_filters: Mapping[str, ExtraFilter] = field(default_factory=dict)
     cross_encoder: Any = None
+    is_cross_encoder_trained: bool = False
+    rescoring_budget: int | None = None
+    teacher: Any = None
     cross_encoder_pool: Any = None
     guide: Guide | None = None
     make_searcher: Callable[[bool], Searcher] = exact_searcher
@@ -103,3 +111,22 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         # Indexes and vectors may be large, and not every index can be sent: another process makes its own.
         return {**self.__dict__, "kept": {name: self.kept[name] for name in _SENT if name in self.kept}}
+
+    def most_rescored(self, config: MiningConfig) -> int | None:
+        """Return how many candidates of each query the cross encoder scores at most, or None for no limit.
+
+        Raises:
+            ValueError: If the budget does not reach for the negatives that are wanted.
+        """
+        if self.rescoring_budget is None:
+            return None
+        num_positives = len(self.pairs.positive_ids)
+        most = (self.rescoring_budget - num_positives) // max(1, self.pairs.num_queries)
+        if most < (least := config.range_min + config.num_negatives):
+            needed = num_positives + least * self.pairs.num_queries
+            raise ValueError(
+                f"Expected `rescoring_budget` to reach for {least} candidates of each of {self.pairs.num_queries:,} "
+                f"queries and {num_positives:,} positives, {needed:,} pairs, got {self.rescoring_budget:,}. Raise it, or "
+                "lower `num_negatives`."
+            )
+        return most

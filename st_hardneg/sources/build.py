@@ -21,7 +21,7 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.errors import check_takes, naming, require_extra
 from st_hardneg.search import Searcher
-from st_hardneg.sources.dense import DenseSource, Space
+from st_hardneg.sources.dense import DenseSource, KeptProposals, KeptSource, Space
 from st_hardneg.sources.lexical import LexicalIndex, LexicalSource
 from st_hardneg.sources.protocol import Plan, Proposal, Queries, Source, checked_proposal, holds_other_numbers
 from st_hardneg.sources.uniform import RandomSource
@@ -223,6 +223,7 @@ class Workshop:
         own: Sources of the caller's own by name.
         make_searcher: Returns a searcher; its argument says whether it is for the whole corpus.
         kept: What outlives a mining, such as a BM25 index.
+        proposals: What a search with these very vectors has found before, if they are a frozen model's.
     """
 
     config: MiningConfig
@@ -233,6 +234,7 @@ class Workshop:
     own: Mapping[str, Source]
     make_searcher: Callable[[bool], Searcher]
     kept: MutableMapping[str, Any]
+    proposals: KeptProposals | None = None
 
     def space(self, corpus_ids: Ids, name: str) -> Space:
         """Index some texts."""
@@ -254,6 +256,13 @@ class Workshop:
         """Return the search of some spaces."""
         found = tuple(self.space(ids, name) for ids, name in spaces)
         return DenseSource(self.vectors, found, torch.from_numpy(self.corpus.identities))
+
+    def search(self) -> Source:
+        """Return the search of the spaces that the recipe names; a frozen model searches once."""
+        spaces = list(zip(self.searched_spaces, ("dense", "anchors"), strict=False))
+        if self.proposals is None:
+            return self.dense(*spaces)
+        return KeptSource(lambda: self.dense(*spaces), self.proposals)
 
     @cached_property
     def known_as(self) -> Tensor:
@@ -281,7 +290,7 @@ class Workshop:
 
 
 _BUILDERS: dict[str, Callable[[Workshop], Source]] = {
-    "dense": lambda shop: shop.dense(*zip(shop.searched_spaces, ("dense", "anchors"), strict=False)),
+    "dense": lambda shop: shop.search(),
     "lexical": Workshop.lexical,
     "random": lambda shop: RandomSource.over(shop.corpus, shop.searched_spaces),
     "synthetic": lambda shop: WrittenSource(shop.pairs, shop.corpus),

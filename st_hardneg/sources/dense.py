@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -129,3 +132,50 @@ class DenseSource:
             similarities.gather(1, by_score).masked_fill(again, -torch.inf).gather(1, moved),
             sources.gather(1, moved),
         )
+
+
+class KeptProposals:
+    """What a search has proposed, as long as the vectors stay the same: a frozen model finds the same texts again.
+
+    Args:
+        num_queries: How many queries there are; no more are kept.
+        deepest: How deep the plan looks; what is searched further down for some queries is not kept.
+    """
+
+    def __init__(self, num_queries: int, deepest: int) -> None:
+        self._left, self._deepest = num_queries, deepest
+        self._kept: dict[tuple[bytes, int], Proposal] = {}
+
+    def of(self, queries: Queries, plan: Plan, propose: Callable[[Queries, Plan], Proposal]) -> Proposal:
+        """Return what was proposed for these queries before, or else what is proposed now."""
+        if plan.depth > self._deepest:
+            return propose(queries, plan)
+        key = (hashlib.blake2b(queries.ids.numpy().tobytes(), digest_size=16).digest(), plan.depth)
+        if key not in self._kept:
+            proposal = propose(queries, plan)
+            if len(queries) > self._left:
+                return proposal
+            self._left -= len(queries)
+            self._kept[key] = proposal
+        return self._kept[key]
+
+
+class KeptSource:
+    """A dense source of a frozen model: it is made, and its texts are indexed, only when something new is asked for.
+
+    Args:
+        make: Makes the source.
+        proposals: What it has proposed before.
+    """
+
+    def __init__(self, make: Callable[[], DenseSource], proposals: KeptProposals) -> None:
+        self._make, self._proposals = make, proposals
+
+    @cached_property
+    def source(self) -> DenseSource:
+        """The source itself."""
+        return self._make()
+
+    def propose(self, queries: Queries, plan: Plan) -> Proposal:
+        """Return the nearest texts of each query, down to the plan's depth."""
+        return self._proposals.of(queries, plan, lambda some, wanted: self.source.propose(some, wanted))

@@ -34,6 +34,7 @@ from st_hardneg.training.prompts import (
 )
 from st_hardneg.training.ranks import start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
+from st_hardneg.training.rescoring import TrainedCrossEncoder, check_cross_encoder, check_scores, is_cross_encoder
 from st_hardneg.training.scheduled import ScheduledMining
 from st_hardneg.training.targets import (
     Given,
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class MiningCallback(ScheduledMining, TrainerCallback):
-    """Refreshes hard negatives while ``SentenceTransformerTrainer`` trains.
+    """Refreshes hard negatives while a trainer of Sentence Transformers trains.
 
     Mines with the model in training, with the prompts and routes that the trainer trains with unless the config names
     its own. The training dataset has to be a live view, ``hard_negatives.as_dataset()``. Metrics go to the trainer's
@@ -75,7 +76,8 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             curriculum begins with one. ``num_shown`` is how many negatives of each row are shown, at most as many as are
             mined; it changes between epochs only.
         retriever: A model to mine with in place of the model in training: a SentenceTransformer, or an object with
-            ``encode_query`` and ``encode_document``. It mines with its own prompts.
+            ``encode_query`` and ``encode_document``. It mines with its own prompts. A ``CrossEncoderTrainer`` needs one:
+            it finds the candidates, once, and the cross encoder in training rescores them at each refresh.
         background: Mine in a second process, with the weights as they are when a refresh is due, while the training goes
             on; what was mined is put in force at the end of the first step after it is done, and the log says how many
             steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
@@ -268,9 +270,13 @@ class MiningCallback(ScheduledMining, TrainerCallback):
 
     def _check_model(self, trained: Any, args: TrainingArguments) -> None:
         """Refuse a model that cannot search, and refreshes that would use other prompts than the first mining did."""
+        is_frozen = self.retriever is not None and self.retriever is not trained
+        check_scores(self._targets, trained, is_frozen=is_frozen)
+        if is_cross_encoder(trained):
+            check_cross_encoder(trained, self.retriever, self._targets)
+        elif is_frozen and self.schedule is None:
+            warn_of_idle_refreshes(self._targets)
         if self.retriever is not None:
-            if self.schedule is None and self.retriever is not trained:
-                warn_of_idle_refreshes(self._targets)
             return
         if trained is None:
             return
@@ -320,7 +326,9 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            request = Request(target, model, encodings, now, step, is_frozen=model is not trained, waits=waits)
+            rescorer = TrainedCrossEncoder.of(trained, args, target.dataset_name) if is_cross_encoder(trained) else None
+            is_frozen = model is not trained
+            request = Request(target, model, encodings, now, step, is_frozen=is_frozen, waits=waits, rescorer=rescorer)
             if self.economy.skips(request, self.trainer, state, control):
                 continue
             self._refresher.start(self.economy.applied(request), args, self.trainer)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from st_hardneg.candidates import Mining
 from st_hardneg.encoders import Encodings, encoder_for
+from st_hardneg.encoders.dense import as_found
 from st_hardneg.encoders.precision import half_precision
 from st_hardneg.encoders.reuse import Reuse
 from st_hardneg.encoders.tokens import kept_tokens
-from st_hardneg.hosts import distributed_evaluation, is_sharded
+from st_hardneg.hosts import is_sharded
 from st_hardneg.report import MiningReport
 from st_hardneg.training.curriculum import InForce
-from st_hardneg.training.ranks import KeepAlive, from_first_rank
+from st_hardneg.training.ranks import KeepAlive, from_first_rank, shared_inference
+from st_hardneg.training.rescoring import TrainedCrossEncoder
 from st_hardneg.training.targets import Target
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Request:
         waits: Whether the training has to wait for it, as what comes next is another recipe.
         reuse: How much of the corpus is encoded anew; all of it if None.
         half_precision: Whether texts are encoded in bfloat16; None for where the hardware gains by it.
+        rescorer: The cross encoder in training, which rescores what the model finds; None for none.
     """
 
     target: Target
@@ -52,6 +55,7 @@ class Request:
     waits: bool = False
     reuse: Reuse | None = None
     half_precision: bool | None = None
+    rescorer: TrainedCrossEncoder | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -62,6 +66,7 @@ class Request:
             "config": self.in_force.config,
             "is_frozen": self.is_frozen,
             "reuse": self.reuse,
+            "rescorer": self.rescorer,
         }
 
     def put_in_force(self, mining: Mining) -> MiningReport:
@@ -132,17 +137,20 @@ class InlineRefresher:
     def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
         """Mine."""
         sharded = is_sharded(trainer)
+        models, rescorer = [request.model], request.rescorer
+        if rescorer is not None:
+            models.append(rescorer.model)
         keep_alive = None
         if args.world_size > 1 and not sharded:
-            encoder = encoder_for(request.model, request.encodings)
-            keep_alive = KeepAlive(lambda: list(encoder.corpus(["."])))
+            keep_alive = KeepAlive(_ping_of(request))
         mining: Mining | None = None
         # Sharded models have to run on every rank, as in the trainer's own evaluation.
         is_served = args.process_index > 0
         with (
             half_precision(request.model, request.half_precision),
             kept_tokens(request.model if is_served else None, self._kept),
-            distributed_evaluation(request.model, enabled=not sharded) as is_mining,
+            as_found(models[-1]),
+            shared_inference(models, enabled=not sharded) as is_mining,
         ):
             if is_mining:
                 mining = request.target.hard_negatives.compute_mining(
@@ -158,6 +166,15 @@ class InlineRefresher:
         """Yield what was mined."""
         while self._finished:
             yield self._finished.pop(0)
+
+
+def _ping_of(request: Request) -> Callable[[], object]:
+    """Return what runs a model that the ranks share on a short text."""
+    rescorer = request.rescorer
+    if rescorer is not None:
+        return lambda: rescorer.predict([(".", ".")], show_progress_bar=False)
+    encoder = encoder_for(request.model, request.encodings)
+    return lambda: list(encoder.corpus(["."]))
 
 
 def _warn_of_last_resorts(report: MiningReport) -> None:
