@@ -93,5 +93,7 @@ def cross_encoder(folder: Path, seed: int = 0, *, num_labels: int = 1) -> Any:
     torch.manual_seed(seed)
     path = saved(folder, BertForSequenceClassification(bert_config(initializer_range=0.5, num_labels=num_labels)))
     model = CrossEncoder(path, num_labels=num_labels, device="cpu")
+    with torch.no_grad():
+        model.model.classifier.weight.mul_(5.0)
     model._create_model_card = lambda *_, **__: None
     return model

@@ -158,7 +158,7 @@ def scorer_fingerprint(cross_encoder: Any) -> object:
     """Return what identifies a cross encoder; one whose weights cannot be seen, such as a service, is taken to stay."""
     if not isinstance(cross_encoder, nn.Module):
         return cross_encoder
-    settings = [repr(getattr(cross_encoder, name, None)) for name in ("activation_fn", "max_length", "config")]
+    settings = [repr(getattr(cross_encoder, name, None)) for name in ("activation_fn", "config")]
     # Adapters that are switched off leave no trace in the weights.
     switches = [getattr(module, "disable_adapters", None) for module in cross_encoder.modules()]
     settings.append(repr([switch for switch in switches if isinstance(switch, bool)]))

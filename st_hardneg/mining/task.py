@@ -120,13 +120,14 @@ class Task:
         """
         if self.rescoring_budget is None:
             return None
-        num_positives = len(self.pairs.positive_ids)
+        # Each is scored itself, and sets aside a place among the candidates, where another text stands if it ranks low.
+        num_positives = 2 * len(self.pairs.positive_ids)
         most = (self.rescoring_budget - num_positives) // max(1, self.pairs.num_queries)
         if most < (least := config.range_min + config.num_negatives):
             needed = num_positives + least * self.pairs.num_queries
             raise ValueError(
                 f"Expected `rescoring_budget` to reach for {least} candidates of each of {self.pairs.num_queries:,} "
-                f"queries and {num_positives:,} positives, {needed:,} pairs, got {self.rescoring_budget:,}. Raise it, or "
-                "lower `num_negatives`."
+                f"queries and for their positives, {needed:,} pairs, got {self.rescoring_budget:,}. Raise it, or lower "
+                "`num_negatives`."
             )
         return most

@@ -61,8 +61,8 @@ def check_cross_encoder(model: Any, retriever: Any, targets: Iterable[Target]) -
     """
     if retriever is None:
         raise ValueError(
-            "A CrossEncoder cannot search for negatives, as it scores pairs. Pass what finds the candidates, which it then "
-            "rescores: `MiningCallback(hard_negatives, retriever=SentenceTransformer(...))`."
+            "A CrossEncoder cannot search for negatives, as it scores pairs. Pass what finds the candidates, which it "
+            "then rescores: `MiningCallback(hard_negatives, retriever=SentenceTransformer(...))`."
         )
     if (num_labels := getattr(model, "num_labels", 1)) > 2:
         raise ValueError(
