@@ -64,8 +64,7 @@ def mine(
         between_chunks: Called after every chunk of queries.
 
     Raises:
-        MiningError: If no negative is found at all, an embedding is not finite, or a query gets too few and
-            ``shortfall="error"``.
+        MiningError: If nothing is found, an embedding is not finite, or a query lacks some and ``shortfall="error"``.
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
