@@ -123,6 +123,8 @@ def _mined(setup: Setup, order: Order) -> Any:
     if order.weights is not None:
         _load(setup.trained, order.weights)
     model = setup.trained if setup.retriever is None else setup.retriever
+    if (rescorer := order.arguments.get("rescorer")) is not None:
+        rescorer.model = setup.trained
     with half_precision(model, order.half_precision):
         return hard_negatives.compute_mining(model, show_progress_bar=False, **order.arguments)
 

@@ -39,6 +39,10 @@ class TrainedCrossEncoder:
         prompt, task = (setting.get(dataset_name) if isinstance(setting, Mapping) else setting for setting in settings)
         return cls(model, prompt or None, task or None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that mines in the background has the model already.
+        return {**self.__dict__, "model": None}
+
     def predict(self, pairs: list[tuple[str, str]], **options: Any) -> Tensor:
         """Return a score for each pair, float32 of shape ``(len(pairs),)``; see ``CrossEncoder.predict``."""
         with as_found(self.model):
