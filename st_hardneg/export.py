@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -243,7 +244,8 @@ class MinedDataset:
         """
         saved = read(os.fspath(dataset_path), config=config)
         sizes = (batch_size, query_chunk_size, corpus_chunk_size, _num_topics(dataset_path, saved), cache_folder)
-        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes, teacher, rescoring_budget)
+        helpers = Help(cross_encoder, guide, searcher, use_faiss, extra_filters, *sizes)
+        helpers = replace(helpers, teacher=teacher, rescoring_budget=rescoring_budget)
         in_corpus = [*saved.corpus.parts, *(["synthetic"] if len(saved.corpus.synthetic_ids) else [])]
         named = name_sources(sources, saved.config, checked_synthetic, in_corpus=in_corpus)
         if missing := sorted(set(saved.needs) - set(helpers.needs(named))):

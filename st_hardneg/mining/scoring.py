@@ -76,7 +76,7 @@ class Scoring:
     @property
     def is_mean(self) -> bool:
         """Whether scores are means where similarities are sums."""
-        return self.units is not None and self.cross_encoder is None
+        return self.units is not None and self.rescore is None
 
     def per_unit(self, query_ids: Tensor, similarities: Tensor) -> Tensor:
         """Return similarities of queries, int64 of shape ``(q,)``, as scores, both of shape ``(q,)`` or ``(q, k)``."""
