@@ -283,7 +283,7 @@ def _prepare(story: Story) -> None:
     """Let a search that reads the whole corpus each time be asked for all queries at once."""
     started = time.perf_counter()
     for source in story.sources.values():
-        if isinstance(source, DenseSource):
+        if isinstance(source, (DenseSource, KeptSource)):
             source.prepare(int(story.plan.deepest(torch.from_numpy(story.plan.order))))
     story.search_seconds += time.perf_counter() - started
 

@@ -170,11 +170,19 @@ class KeptSource:
 
     def __init__(self, make: Callable[[], DenseSource], proposals: KeptProposals) -> None:
         self._make, self._proposals = make, proposals
+        self._depth: int | None = None
+
+    def prepare(self, depth: int) -> None:
+        """Note how deep to search for all queries at once, once the source is made."""
+        self._depth = depth
 
     @cached_property
     def source(self) -> DenseSource:
         """The source itself."""
-        return self._make()
+        source = self._make()
+        if self._depth is not None:
+            source.prepare(self._depth)
+        return source
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return the nearest texts of each query, down to the plan's depth."""
