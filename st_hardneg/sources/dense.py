@@ -173,8 +173,10 @@ class KeptSource:
         self._depth: int | None = None
 
     def prepare(self, depth: int) -> None:
-        """Note how deep to search for all queries at once, once the source is made."""
+        """Search for all queries at once, or note that it is to be done once the source is made."""
         self._depth = depth
+        if "source" in self.__dict__:
+            self.source.prepare(depth)
 
     @cached_property
     def source(self) -> DenseSource:
