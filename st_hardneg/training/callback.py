@@ -34,7 +34,7 @@ from st_hardneg.training.prompts import (
 )
 from st_hardneg.training.ranks import start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
-from st_hardneg.training.rescoring import TrainedCrossEncoder, check_cross_encoder, check_scores, is_cross_encoder
+from st_hardneg.training.rescoring import check_retriever, rescorer_of
 from st_hardneg.training.scheduled import ScheduledMining
 from st_hardneg.training.targets import (
     Given,
@@ -76,8 +76,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             curriculum begins with one. ``num_shown`` is how many negatives of each row are shown, at most as many as are
             mined; it changes between epochs only.
         retriever: A model to mine with in place of the model in training: a SentenceTransformer, or an object with
-            ``encode_query`` and ``encode_document``. It mines with its own prompts. A ``CrossEncoderTrainer`` needs one:
-            it finds the candidates, once, and the cross encoder in training rescores them at each refresh.
+            ``encode_query`` and ``encode_document``. It mines with its own prompts. ``CrossEncoderTrainer`` needs one.
         background: Mine in a second process, with the weights as they are when a refresh is due, while the training goes
             on; what was mined is put in force at the end of the first step after it is done, and the log says how many
             steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
@@ -270,11 +269,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
 
     def _check_model(self, trained: Any, args: TrainingArguments) -> None:
         """Refuse a model that cannot search, and refreshes that would use other prompts than the first mining did."""
-        is_frozen = self.retriever is not None and self.retriever is not trained
-        check_scores(self._targets, trained, is_frozen=is_frozen)
-        if is_cross_encoder(trained):
-            check_cross_encoder(trained, self.retriever, self._targets)
-        elif is_frozen and self.schedule is None:
+        if check_retriever(self._targets, trained, self.retriever) and self.schedule is None:
             warn_of_idle_refreshes(self._targets)
         if self.retriever is not None:
             return
@@ -326,8 +321,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
             model, encodings = self._searched_with(target, args, trained, now.config)
-            rescorer = TrainedCrossEncoder.of(trained, args, target.dataset_name) if is_cross_encoder(trained) else None
-            is_frozen = model is not trained
+            rescorer, is_frozen = rescorer_of(trained, args, target.dataset_name), model is not trained
             request = Request(target, model, encodings, now, step, is_frozen=is_frozen, waits=waits, rescorer=rescorer)
             if self.economy.skips(request, self.trainer, state, control):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,13 +32,6 @@ class TrainedCrossEncoder:
         self.model = model
         self._options = {"prompt": prompt, **({} if task is None else {"task": task})}
 
-    @classmethod
-    def of(cls, model: Any, args: Any, dataset_name: str | None) -> TrainedCrossEncoder:
-        """Return the rescorer of a training, with the prompt and the route of one of its datasets."""
-        settings = (getattr(args, name, None) for name in ("prompts", "router_mapping"))
-        prompt, task = (setting.get(dataset_name) if isinstance(setting, Mapping) else setting for setting in settings)
-        return cls(model, prompt or None, task or None)
-
     def __getstate__(self) -> dict[str, Any]:
         # A process that mines in the background has the model already.
         return {**self.__dict__, "model": None}
@@ -49,6 +42,34 @@ class TrainedCrossEncoder:
             scores = self.model.predict(pairs, **self._options, **options)
         scores = torch.as_tensor(scores)
         return scores[:, 1] - scores[:, 0] if scores.dim() == 2 and scores.shape[1] == 2 else scores
+
+
+def rescorer_of(model: Any, args: Any, dataset_name: str | None) -> TrainedCrossEncoder | None:
+    """Return the rescorer of a training, with the prompt and the route of one of its datasets; None for other models."""
+    if not is_cross_encoder(model):
+        return None
+    settings = (getattr(args, name, None) for name in ("prompts", "router_mapping"))
+    prompt, task = (setting.get(dataset_name) if isinstance(setting, Mapping) else setting for setting in settings)
+    return TrainedCrossEncoder(model, prompt or None, task or None)
+
+
+def check_retriever(targets: Sequence[Target], model: Any, retriever: Any) -> bool:
+    """Tell whether refreshes only find again what a frozen model has found, and refuse what cannot be refreshed.
+
+    Args:
+        targets: The datasets that are refreshed.
+        model: The model in training.
+        retriever: What mines in its place, or None.
+
+    Raises:
+        ValueError: As :func:`check_cross_encoder` and :func:`check_scores` say.
+    """
+    is_frozen = retriever is not None and retriever is not model
+    check_scores(targets, model, is_frozen=is_frozen)
+    if is_cross_encoder(model):
+        check_cross_encoder(model, retriever, targets)
+        return False
+    return is_frozen
 
 
 def check_cross_encoder(model: Any, retriever: Any, targets: Iterable[Target]) -> None:
