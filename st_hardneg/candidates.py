@@ -291,6 +291,7 @@ class Pool:
         positive_similarities: float32 of shape ``(num_rows,)``.
         positive_cross_encoder_scores: float32 of shape ``(num_rows,)``, or None.
         mined_with: The recipe that they were searched with, as plain values.
+        units: float32 of shape ``(q,)``: what a similarity is divided by to be a score; None for one.
     """
 
     depth: int
@@ -302,6 +303,7 @@ class Pool:
     positive_similarities: Tensor
     positive_cross_encoder_scores: Tensor | None
     mined_with: Mapping[str, Any]
+    units: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ PART: dict[str, FileColumn] = {
     "positive_closeness": _MEASURED,
     "guide_gap": _MEASURED,
     "chance": FileColumn(torch.float32, default=None, may_be_nan=True),
+    "units": FileColumn(torch.float32, default=None),
 }
 """One row per query: every tensor of a :class:`~st_hardneg.candidates.PoolPart`; the first part holds what is measured of
 queries, too."""
@@ -61,7 +62,7 @@ def write_pool(folder: str, pool: Pool | None, source_names: Sequence[str]) -> d
     for number, (name, part) in enumerate(pool.parts.items()):
         values = {column: getattr(part, column, None) for column in PART}
         if number == 0:
-            values["chance"] = pool.chance
+            values |= {"chance": pool.chance, "units": pool.units}
         write_table(folder, f"candidates-{number}", table_of(PART, values, source_names))
         described.append({"name": name, "width": part.ids.shape[1], **{flag: getattr(part, flag) for flag in _FLAGS}})
     return {**{name: getattr(pool, name) for name in KEYS if name != "parts"}, "parts": described}
@@ -93,7 +94,7 @@ def read_pool(
         return None
     told = checked_keys(folder, told, KEYS, "the candidates")
     parts: dict[str, PoolPart] = {}
-    chance = None
+    of_queries: dict[str, Any] = {}
     for number, one in enumerate(told["parts"]):
         reader = TableReader(
             folder,
@@ -104,7 +105,7 @@ def read_pool(
             source_names=source_names,
         )
         found = reader.columns(PART)
-        chance = chance if number else found["chance"]
+        of_queries = of_queries or {name: found[name] for name in ("chance", "units")}
         if len(reader.words["source_names"]) > len(source_names):
             raise damaged(folder, "the candidates come from sources that the mining does not have")
         tensors = {part.name: found[part.name] for part in fields(PoolPart) if part.name in found}
@@ -114,10 +115,11 @@ def read_pool(
     if not parts:
         raise damaged(folder, "there are no candidates")
     del told["parts"]
+    similarities, rescored = positives
     return Pool(
         parts=parts,
-        chance=chance,
-        positive_similarities=positives[0],
-        positive_cross_encoder_scores=positives[1],
+        positive_similarities=similarities,
+        positive_cross_encoder_scores=rescored,
+        **of_queries,
         **told,
     )

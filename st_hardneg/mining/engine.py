@@ -144,6 +144,7 @@ def _pool(task: Task, config: MiningConfig, shop: Workshop, story: Story, rank: 
         scoring.row_similarities,
         scoring.row_cross_encoder_scores,
         config.to_dict(),
+        scoring.units,
     )
 
 

@@ -221,6 +221,12 @@ class StoredScoring(Scoring):
         return self.pool.positive_cross_encoder_scores
 
     @cached_property
+    def units(self) -> Tensor | None:
+        """float32 of shape ``(num_queries,)``: what a similarity is divided by to be a score; None for one."""
+        assert self.pool is not None
+        return self.pool.units
+
+    @cached_property
     def _facts(self) -> dict[str, Tensor | None]:
         """All parts side by side: each fact of shape ``(num_queries, width)``, and the ids."""
         assert self.pool is not None
@@ -278,7 +284,7 @@ class StoredScoring(Scoring):
             query_ids,
             corpus_ids,
             facts["similarities"],
-            facts.get("cross_encoder_scores", facts["similarities"]),
+            facts.get("cross_encoder_scores", self.per_unit(query_ids, facts["similarities"])),
             ranks,
             self.lowest_positive_scores[query_ids],
             self.lowest_positive_similarities[query_ids],
@@ -288,7 +294,8 @@ class StoredScoring(Scoring):
             facts.get("positive_closeness"),
             None if self.pool.chance is None else self.pool.chance[query_ids],
             facts.get("guide_gap"),
-            "cross_encoder_scores" in facts,
+            is_rescored="cross_encoder_scores" in facts,
+            units=None if self.units is None else self.units[query_ids],
         )
         return found if keeps_order or not found.is_rescored else found.best_first()
 

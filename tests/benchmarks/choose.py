@@ -40,7 +40,9 @@ def main() -> None:
         started = time.perf_counter()
         pool.mine(model, show_progress_bar=False)
         mining = time.perf_counter() - started
-        print(f"{len(pool):,} rows, {len(pool.corpus):,} texts: mined with encoding, {args.keep} kept, in {mining:.1f} s")
+        print(
+            f"{len(pool):,} rows, {len(pool.corpus):,} texts: mined with encoding, {args.keep} kept, in {mining:.1f} s"
+        )
         for config in (
             MiningConfig(),
             MiningConfig(num_negatives=5, relative_margin=0.05),
@@ -53,7 +55,9 @@ def main() -> None:
             chosen = pool.choose(config)
             seconds = time.perf_counter() - started
             same = (chosen.negative_ids == fresh.negative_ids).mean()
-            print(f"  chosen in {seconds:.3f} s, {mining / seconds:,.0f} times as fast; {same:.2%} of the slots are equal")
+            print(
+                f"  chosen in {seconds:.3f} s, {mining / seconds:,.0f} times as fast; {same:.2%} of the slots are equal"
+            )
 
 
 if __name__ == "__main__":
