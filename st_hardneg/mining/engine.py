@@ -288,9 +288,10 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
 def _prepare(story: Story) -> None:
     """Let a search that reads the whole corpus each time be asked for all queries at once."""
     started = time.perf_counter()
+    depth = max(story.plan.deepest(torch.from_numpy(story.plan.order)), story.judge.config.keep_candidates or 0)
     for source in story.sources.values():
         if isinstance(source, DenseSource):
-            source.prepare(int(story.plan.deepest(torch.from_numpy(story.plan.order))))
+            source.prepare(depth)
     story.search_seconds += time.perf_counter() - started
 
 

@@ -85,6 +85,10 @@ class SearchPlan:
         """Return how many places have to be looked at for each query, int64 of shape ``(q,)``."""
         return torch.from_numpy((self.depth + self.extra)[query_ids.numpy()])
 
+    def deepest(self, query_ids: Tensor) -> int:
+        """Return how many places have to be looked at so that no query gets less than its depth."""
+        return int(self.reach(query_ids).max())
+
     def deeper(self) -> SearchPlan | None:
         """Return a plan that looks further down, or None where this one looks as far down as is worth it."""
         if int(self.depth.min(initial=_DEEPEST)) >= _DEEPEST:
