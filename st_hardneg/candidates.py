@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
 from typing import Any
@@ -226,6 +226,15 @@ class Candidates:
             **own,
         )
 
+    def best_first(self) -> Candidates:
+        """Return the same candidates by their score, ties by the lower id."""
+        by_id = self.corpus_ids.argsort(dim=1, stable=True)
+        order = by_id.gather(1, self.scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
+        names = [part.name for part in fields(self)]
+        values = {name: getattr(self, name) for name in names}
+        moved = {name: value.gather(1, order) for name, value in values.items() if getattr(value, "ndim", 0) == 2}
+        return replace(self, **moved)
+
     def at(self, places: Tensor) -> Negatives:
         """Return what stands at these places, int64 of shape ``(q, n)``, -1 for nothing."""
         return self.as_negatives().at(places)
@@ -233,6 +242,68 @@ class Candidates:
     def where(self, keep: Tensor) -> Negatives:
         """Return the candidates that a boolean mask of shape ``(q, k)`` keeps, at their places."""
         return self.as_negatives().only(keep)
+
+
+@dataclass(frozen=True, eq=False)
+class PoolPart:
+    """What one source found for every query, best first, and all that rules ask of it; ``q`` queries, ``k`` places each.
+
+    What is None was not measured.
+
+    Args:
+        ids: int64 of shape ``(q, k)``: corpus ids; -1 where the source has no more.
+        similarities: float32 of shape ``(q, k)``: the model's similarity; -inf where missing.
+        sources: int8 of shape ``(q, k)``: where each comes from.
+        source_scores: float32 of shape ``(q, k)``: the source's own score; NaN where there is none.
+        cross_encoder_scores: float32 of shape ``(q, k)``.
+        positive_similarity: float32 of shape ``(q, k)``: as in :class:`Candidates`.
+        positive_closeness: float32 of shape ``(q, k)``: likewise.
+        guide_gap: float32 of shape ``(q, k)``: likewise.
+        is_ranked: Whether the order means something.
+        keeps_order: Whether a cross encoder's scores leave the order as it is.
+        is_search: Whether it was the model's own search, which can look deeper.
+    """
+
+    ids: Tensor
+    similarities: Tensor
+    sources: Tensor
+    source_scores: Tensor | None = None
+    cross_encoder_scores: Tensor | None = None
+    positive_similarity: Tensor | None = None
+    positive_closeness: Tensor | None = None
+    guide_gap: Tensor | None = None
+    is_ranked: bool = True
+    keeps_order: bool = False
+    is_search: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The candidates of a mining, from which other negatives can be chosen without encoding or searching.
+
+    Args:
+        depth: How many are kept for each query and source.
+        parts: What each source found, by its name.
+        similarity: Name of the model's similarity.
+        dim: Dimensions of its vectors; 0 if not known.
+        typical_rank: The typical rank of the right answer, or None where it was not measured.
+        chance: float32 of shape ``(q,)``: the mean similarity of each query and random texts, or None likewise.
+        positive_similarities: float32 of shape ``(num_rows,)``.
+        positive_cross_encoder_scores: float32 of shape ``(num_rows,)``, or None.
+        mined_with: The recipe that they were searched with, as plain values.
+        units: float32 of shape ``(q,)``: what a similarity is divided by to be a score; None for one.
+    """
+
+    depth: int
+    parts: Mapping[str, PoolPart]
+    similarity: str
+    dim: int
+    typical_rank: float | None
+    chance: Tensor | None
+    positive_similarities: Tensor
+    positive_cross_encoder_scores: Tensor | None
+    mined_with: Mapping[str, Any]
+    units: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +319,7 @@ class Mining:
         topics: int32 of shape ``(num_queries,)``: the cluster of each query, if topics were asked for.
         suspects: Query ids, corpus ids and closeness of what lies closest to right answers, each of shape ``(m,)``;
             None if they were not kept, as in files.
+        pool: All candidates, if the recipe keeps them.
         positive_teacher_scores: float32 of shape ``(num_rows,)``: the teacher's, or None without one.
     """
 
@@ -258,6 +330,7 @@ class Mining:
     report: MiningReport
     topics: Tensor | None = None
     suspects: tuple[Tensor, Tensor, Tensor] | None = None
+    pool: Pool | None = None
     positive_teacher_scores: Tensor | None = None
 
     @property
@@ -280,7 +353,11 @@ class Mining:
         codes = torch.tensor([*(every.index(name) for name in self.source_names), -1], dtype=torch.int8)
         values = {name: getattr(self.negatives, name) for name in COLUMNS}
         values["sources"] = codes[self.negatives.sources.long()]
-        return replace(self, negatives=Negatives(**values), source_names=tuple(every))
+        pool = self.pool
+        if pool is not None:
+            parts = {name: replace(part, sources=codes[part.sources.long()]) for name, part in pool.parts.items()}
+            pool = replace(pool, parts=parts)
+        return replace(self, negatives=Negatives(**values), source_names=tuple(every), pool=pool)
 
 
 def is_repeated(values: Tensor) -> Tensor:

@@ -159,6 +159,8 @@ class MiningConfig(metaclass=_ChecksNames):
         identity: When two texts count as one: ``"normalized"`` (case, whitespace and Unicode form do not count) or
             ``"exact"``. A text that is the same as a right answer is never a negative.
         seed: Seed of every random draw. The same draw comes out whatever the chunking and the order of the corpus.
+        keep_candidates: Keep so many candidates of each query and source, with all scores, for ``candidates()`` and
+            ``choose()``; a cross encoder and a guide score all of them.
 
     Raises:
         TypeError: If a field has the wrong type, or there is no such field.
@@ -195,6 +197,7 @@ class MiningConfig(metaclass=_ChecksNames):
     replacement: Any = _field("all", _ANY)
     identity: Literal["normalized", "exact"] = _field("normalized", _STRING, choices=("normalized", "exact"))
     seed: int = _field(0, _INTEGER, least=0, most=2**63 - 1)
+    keep_candidates: int | None = _field(None, _INTEGER, least=1, most=10_000)
 
     def __post_init__(self) -> None:
         for part in fields(self):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from st_hardneg.arguments import check_num_topics
-from st_hardneg.candidates import Mining
+from st_hardneg.candidates import Mining, Pool
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.described import describe_model
@@ -23,6 +23,7 @@ from st_hardneg.encoders.reuse import Reuse, reusing
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
+from st_hardneg.pooled import PooledDataset
 from st_hardneg.publishing import PublishedDataset
 from st_hardneg.report import MiningReport
 from st_hardneg.reviewing import ReviewedDataset
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
+class HardNegativeDataset(FromLayouts, PooledDataset, PublishedDataset, ReviewedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -266,7 +267,7 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
         """Mine without changing anything; ``live.apply`` puts the result in force. What the callback calls.
 
         Args:
-            model: The model to search with.
+            model: The model to search with, or the candidates of an earlier mining.
             encodings: Prompts and routes; the recipe's if None.
             step: Optimizer step to note in the report and for every negative that is mined now.
             config: The recipe in force this time, as a schedule has it; the dataset's own if None.
@@ -282,6 +283,8 @@ class HardNegativeDataset(FromLayouts, PublishedDataset, ReviewedDataset):
             ValueError: As for :meth:`mine`.
         """
         config = config or self.config
+        if isinstance(model, Pool):
+            return mine(self._wrapped.task, model, config)
         encoder = encoder_for(model, encodings or Encodings.from_config(config, self.batch_size))
         task, positives = self._wrapped.task, lambda: self.corpus.texts.take(self._wrapped.pairs.positive_ids)
         if rescorer is not None:

@@ -334,7 +334,7 @@ def _check_config(config: MiningConfig) -> None:
             f"Expected quotas for 'dense', 'lexical' and 'random' only, which is what a HardNegativeMiner has, got "
             f"{unknown}. Use a HardNegativeDataset for other sources."
         )
-    for name in ("search_spaces", "replacement"):
+    for name in ("search_spaces", "replacement", "keep_candidates"):
         if getattr(config, name) != getattr(MiningConfig(), name):
             raise ValueError(
                 f"Expected `{name}={getattr(MiningConfig(), name)!r}`, got {getattr(config, name)!r}, which needs all "

@@ -13,7 +13,8 @@ import st_hardneg
 from st_hardneg.candidates import Mining
 from st_hardneg.formats.sentence_transformers import OutputFormat
 from st_hardneg.live.negatives import MANY_ROWS
-from st_hardneg.publish.card import PROVENANCE, Contents
+from st_hardneg.publish.candidates import candidates_by_ids
+from st_hardneg.publish.card import MEANINGS, PROVENANCE, Contents
 from st_hardneg.publish.figure import score_figure
 from st_hardneg.publish.hub import Target, publish
 from st_hardneg.wrapping import Wrapped
@@ -77,7 +78,10 @@ class PublishedDataset:
         dataset = self.to_dataset(output_format)  # type: ignore[attr-defined]
         if output_format == "n-tuple":
             _warn_of_lacking_rows(dataset, wrapped.pairs.num_rows)
-        parts = {config_name: dataset, **_beside(config_name, self.provenance())}  # type: ignore[attr-defined]
+        beside = {PROVENANCE: self.provenance()}  # type: ignore[attr-defined]
+        if mining.pool is not None:
+            beside |= candidates_by_ids(mining, wrapped.pairs, wrapped.corpus)
+        parts = {config_name: dataset, **_named(config_name, beside)}
         contents = _contents(repo_id, config_name, split, parts, output_format, wrapped, mining)
         scores = mining.negatives.similarities.numpy()
         figure = score_figure(mining.positive_similarities.numpy(), scores, mining.report.similarity)
@@ -109,9 +113,8 @@ def _contents(
     )
 
 
-def _beside(config_name: str, provenance: Dataset) -> dict[str, Dataset]:
+def _named(config_name: str, parts: dict[str, Dataset]) -> dict[str, Dataset]:
     """Return the configurations that stand beside one, by name."""
-    parts = {PROVENANCE: provenance}
     return parts if config_name == "default" else {f"{config_name}-{name}": part for name, part in parts.items()}
 
 
@@ -121,10 +124,10 @@ def _check_names(config_name: str, split: str) -> None:
     Raises:
         ValueError: If so.
     """
-    if not _CONFIG_NAME.fullmatch(config_name) or config_name in ("data", PROVENANCE):
+    if not _CONFIG_NAME.fullmatch(config_name) or config_name in ("data", *MEANINGS):
         raise ValueError(
-            f"Expected `config_name` to be letters, digits, '_', '-' and '.', and not 'data' or {PROVENANCE!r}, got "
-            f"{config_name!r}."
+            f"Expected `config_name` to be letters, digits, '_', '-' and '.', and not 'data' or one of "
+            f"{list(MEANINGS)}, got {config_name!r}."
         )
     if not _SPLIT.fullmatch(split):
         raise ValueError(

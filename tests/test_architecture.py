@@ -31,7 +31,7 @@ FLOORS = [
     {"publish"},
     {"arguments", "layouts"},
     {"wrapping"},
-    {"export", "publishing"},
+    {"export", "pooled", "publishing"},
     {"views"},
     {"reviewing"},
     {"dataset"},

@@ -53,7 +53,7 @@ LIMITS: dict[str, Limit] = {
     "pairs.positive_ids": Limit("positives", "texts"),
     "pairs.own_identity": Limit("queries", "texts", least=-1),
     "pairs.draw_keys": Limit("queries"),
-    "pairs.given_offsets": Limit("queries + 1", rises=True),
+    "pairs.given_offsets": Limit("groups + 1", rises=True),
     "pairs.given_ids": Limit("given ids", "texts"),
     **{f"pairs.own_positives.{name}": limit for name, limit in _KNOWN.items()},
     **{f"pairs.known.{name}": limit for name, limit in _KNOWN.items()},

@@ -24,6 +24,7 @@ from st_hardneg.files.folders import settle, write_folder
 from st_hardneg.files.limits import check_limits
 from st_hardneg.files.minings import read_mining, write_mining
 from st_hardneg.files.patterns import is_quick
+from st_hardneg.files.pools import read_pool, write_pool
 from st_hardneg.files.schema import (
     Key,
     check_seal,
@@ -55,6 +56,7 @@ KEYS: dict[str, Key] = {
     "has_view": Key(lambda value: isinstance(value, bool), default=False),
     "source_names": Key(is_strings, default=[]),
     "report": Key(is_optional(is_mapping), default=None),
+    "pool": Key(is_optional(is_mapping), default=None),
     "numbering": Key(is_mapping),
     "texts": Key(is_optional(is_string), default=None),
     "files": Key(is_mapping, default={}),
@@ -124,6 +126,7 @@ def _write(folder: str, state: SavedState) -> None:
         "has_view": state.live_rows is not None,
         "source_names": [] if state.mining is None else list(state.mining.source_names),
         "report": None if state.mining is None else state.mining.report.to_dict(),
+        "pool": write_pool(folder, state.mining.pool, state.mining.source_names) if state.mining else None,
         "numbering": numbering,
         "texts": _sample_of_texts(state.pairs.anchors, state.rows.positives, state.corpus.texts),
         "files": seal(folder),
@@ -261,8 +264,8 @@ def _check_numbers(path: str, rows: Rows, corpus: Corpus, pairs: Pairs) -> None:
         "given": corpus.num_given,
         "rows": len(rows.dataset),
         "queries": len(pairs.first_row),
-        "queries + 1": len(pairs.first_row) + 1,
         "groups": len(pairs.positive_offsets) - 1,
+        "groups + 1": len(pairs.positive_offsets),
         "positives": len(pairs.positive_ids),
         "given ids": len(pairs.given_ids),
         "written": len(corpus.synthetic_ids),
@@ -304,7 +307,15 @@ def _read_mining(
     chunks = zip(torch.arange(len(ids)).split(_QUERIES_AT_ONCE), ids.split(_QUERIES_AT_ONCE), strict=True)
     if any(bool(pairs.known.contains(queries, theirs).any()) for queries, theirs in chunks):
         raise damaged(path, "a negative is a known positive of its anchor, or the anchor itself")
-    return mining, live_rows
+    pool = read_pool(
+        path,
+        content["pool"],
+        (mining.positive_similarities, mining.positive_cross_encoder_scores),
+        num_queries=pairs.num_queries,
+        num_corpus=len(corpus),
+        source_names=mining.source_names,
+    )
+    return replace(mining, pool=pool), live_rows
 
 
 def _texts(path: str, dataset: Dataset, part: str, name: str) -> TextColumn:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from st_hardneg.candidates import Mining, Negatives, joined
+from st_hardneg.candidates import Mining, Negatives, Pool, joined
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders.cached import cached
 from st_hardneg.encoders.dense import Encoding, Encodings
@@ -20,6 +20,7 @@ from st_hardneg.encoders.vectors import Limits, Vectors, embed
 from st_hardneg.mining.filters import compares_positives, has_adaptive_bounds, looks_deep
 from st_hardneg.mining.judge import Judge
 from st_hardneg.mining.plan import SearchPlan
+from st_hardneg.mining.pool import StoredScoring, check_choice, gather, stored_sources
 from st_hardneg.mining.rescoring import rescorer
 from st_hardneg.mining.scoring import Scoring
 from st_hardneg.mining.story import Story
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def mine(
     task: Task,
-    encoder: Encoder,
+    encoder: Encoder | Pool,
     config: MiningConfig,
     *,
     previous: Mining | None = None,
@@ -52,7 +53,7 @@ def mine(
 
     Args:
         task: What is mined, and with what help.
-        encoder: Turns texts into vectors.
+        encoder: Turns texts into vectors; or the candidates of an earlier mining, to choose from anew.
         config: Which negatives are wanted.
         previous: The mining before this one, for slots that keep their negative or cannot be filled otherwise.
         refresh: How many times these queries were mined before; part of every random draw.
@@ -68,36 +69,87 @@ def mine(
         ValueError: If a source or a filter of the caller's returns something else than it should.
     """
     watch = _Watch()
+    if isinstance(encoder, Pool):
+        return _again(task, encoder, config, semi_hard_margin, watch)
     vectors = _vectors(task, _stored(task, encoder, step < 0 or keep_vectors), keep_vectors, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
-    plan = _plan(task, config)
-    shop = _shop(task, config, vectors, plan)
+    shop = _shop(task, config, vectors)
     sources = build_sources(shop)
     rank = _rank(task, config, scoring, shop, sources)
     doubt = _doubt(rank, previous) if task.doubt is None else task.doubt
     watch.lap("search")
-    story = _story(task, shop, scoring, sources, doubt, refresh, previous, plan)
+    coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
+    story = _story(task, config, scoring, sources, doubt, refresh, previous, coin)
     negatives = _in_chunks(story, task.query_chunk_size, show_progress_bar, between_chunks)
     negatives = _filled(negatives, story, must_fill, task).stamped(step)
     watch.lap("rest", search=story.search_seconds)
     recall = _once(task, vectors, "recall", lambda: _recall(task, shop, sources))
-    negatives, positive_teacher_scores = taught(task, negatives)
     run = Run(task, config, scoring, story.tally, refresh, step, semi_hard_margin, recall, rank, doubt)
+    pool = None if config.keep_candidates is None else _pool(task, config, shop, story, rank)
+    watch.lap("search")
+    return _told(run, negatives, previous, story, watch, _topics(task, vectors, config.seed), pool)
+
+
+def _again(task: Task, pool: Pool, config: MiningConfig, semi_hard_margin: float, watch: _Watch) -> Mining:
+    """Choose from candidates that are kept, as a first mining would have found them."""
+    check_choice(pool, task, config)
+    scoring = StoredScoring.of(pool, task)
+    rank = pool.typical_rank if has_adaptive_bounds(config) else None
+    story = _story(task, config, scoring, stored_sources(pool, task, config), _doubt(rank, None), 0, None, None)
+    negatives = _in_chunks(story, task.query_chunk_size, False, None)
+    negatives = _filled(negatives, story, None, task).stamped(-1)
+    watch.lap("rest", search=story.search_seconds)
+    run = Run(task, config, scoring, story.tally, 0, -1, semi_hard_margin, None, rank, story.judge.doubt)
+    return _told(run, negatives, None, story, watch, None, pool)
+
+
+def _told(
+    run: Run,
+    negatives: Negatives,
+    previous: Mining | None,
+    story: Story,
+    watch: _Watch,
+    topics: Tensor | None,
+    pool: Pool | None,
+) -> Mining:
+    negatives, positive_teacher_scores = taught(run.task, negatives)
     return Mining(
         negatives,
-        scoring.row_similarities,
-        scoring.row_cross_encoder_scores,
-        task.source_names,
-        summarize_mining(run, negatives, previous, watch.seconds, _pictures(task, story, negatives)),
-        _topics(task, vectors, config.seed),
+        run.scoring.row_similarities,
+        run.scoring.row_cross_encoder_scores,
+        run.task.source_names,
+        summarize_mining(run, negatives, previous, watch.seconds, _pictures(run.task, story, negatives)),
+        topics,
         (story.suspects.query_ids, story.suspects.corpus_ids, story.suspects.closeness),
+        pool,
         positive_teacher_scores,
     )
 
 
+def _pool(task: Task, config: MiningConfig, shop: Workshop, story: Story, rank: float | None) -> Pool:
+    """Return the candidates, measured for every rule, whether or not the recipe has it."""
+    scoring, vectors = story.judge.scoring, story.judge.scoring.vectors
+    if rank is None:
+        rank = _typical_rank(task, scoring, shop, story.sources)
+    every = torch.arange(task.pairs.num_queries).split(task.query_chunk_size)
+    parts = gather(map(story.queries, every), scoring, story.sources, task.source_names, config)
+    return Pool(
+        config.keep_candidates or 0,
+        parts,
+        vectors.similarity,
+        vectors.dim,
+        rank,
+        scoring.chance_of_queries,
+        scoring.row_similarities,
+        scoring.row_cross_encoder_scores,
+        config.to_dict(),
+        scoring.units,
+    )
+
+
 def _pictures(task: Task, story: Story, negatives: Negatives) -> dict[str, Any]:
-    if not task.with_pictures:
+    if not task.with_pictures or isinstance(story.judge.scoring, StoredScoring):  # without vectors there is no map
         return {}
     from st_hardneg.mining.pictures import pictures
 
@@ -177,8 +229,8 @@ def _scoring(task: Task, config: MiningConfig, vectors: Vectors, show_progress_b
         task.pairs,
         task.corpus,
         rescore,
-        with_positive_similarity=compares_positives(config),
-        is_centered=has_adaptive_bounds(config),
+        with_positive_similarity=compares_positives(config) or config.keep_candidates is not None,
+        is_centered=has_adaptive_bounds(config) or config.keep_candidates is not None,
         rescore_known=task.include_positives,
         guide=_guide_vectors(task, show_progress_bar),
     )
@@ -190,16 +242,20 @@ def _rank(
     """Return the typical rank of the right answer, where a bound follows it."""
     if task.doubt is not None or not has_adaptive_bounds(config):
         return None
+    return _typical_rank(task, scoring, shop, sources)
+
+
+def _typical_rank(task: Task, scoring: Scoring, shop: Workshop, sources: Mapping[str, Source]) -> float:
     from st_hardneg.mining.trust import typical_rank
 
     def rank() -> float:
         space = _main_space(sources) or shop.space(task.corpus.searched, "dense")
         return typical_rank(scoring, space, task.pairs)
 
-    return _once(task, shop.vectors, "rank", rank)
+    return float(_once(task, shop.vectors, "rank", rank) or 1.0)
 
 
-def _main_space(sources: dict[str, Source]) -> Space | None:
+def _main_space(sources: Mapping[str, Source]) -> Space | None:
     """Return the search of the whole corpus, if there is one."""
     source = sources.get("dense")
     source = source.source if isinstance(source, KeptSource) else source
@@ -230,12 +286,14 @@ def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
     return vectors
 
 
-def _shop(task: Task, config: MiningConfig, vectors: Vectors, plan: SearchPlan) -> Workshop:
+def _shop(task: Task, config: MiningConfig, vectors: Vectors) -> Workshop:
     proposals, frozen = None, _of_frozen(task, vectors)
     if frozen is not None:
-        key = (config.search_spaces, int((plan.depth + plan.extra).max(initial=0)))
+        plan = _plan(task, config)
+        deepest = int((plan.depth + plan.extra).max(initial=config.keep_candidates or 0))
+        key = (config.search_spaces, deepest)
         if frozen.get("proposals", (None,))[0] != key:
-            frozen["proposals"] = (key, KeptProposals(task.pairs.num_queries, key[1]))
+            frozen["proposals"] = (key, KeptProposals(2 * task.pairs.num_queries, deepest))
         proposals = frozen["proposals"][1]
     return Workshop(
         config,
@@ -252,20 +310,19 @@ def _shop(task: Task, config: MiningConfig, vectors: Vectors, plan: SearchPlan) 
 
 def _story(
     task: Task,
-    shop: Workshop,
+    config: MiningConfig,
     scoring: Scoring,
-    sources: dict[str, Source],
+    sources: Mapping[str, Source],
     doubt: float,
     refresh: int,
     previous: Mining | None,
-    plan: SearchPlan,
+    coin: Source | None,
 ) -> Story:
-    config, names = shop.config, task.source_names
+    names = task.source_names
     margin = None if task.guide is None else task.guide.margin
     judge = Judge(scoring, config, task.extra_filters, task.include_positives, margin, doubt)
     earlier = None if previous is None else previous.recoded(names).negatives
-    coin = RandomSource.over(task.corpus, shop.searched_spaces, RANDOM_RATE) if config.random_rate else None
-    return Story(judge, sources, names, plan, refresh, earlier, coin)
+    return Story(judge, sources, names, _plan(task, config), refresh, earlier, coin)
 
 
 def _plan(task: Task, config: MiningConfig) -> SearchPlan:
@@ -282,9 +339,10 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
 def _prepare(story: Story) -> None:
     """Let a search that reads the whole corpus each time be asked for all queries at once."""
     started = time.perf_counter()
+    depth = max(story.plan.deepest(torch.from_numpy(story.plan.order)), story.judge.config.keep_candidates or 0)
     for source in story.sources.values():
         if isinstance(source, (DenseSource, KeptSource)):
-            source.prepare(int(story.plan.deepest(torch.from_numpy(story.plan.order))))
+            source.prepare(depth)
     story.search_seconds += time.perf_counter() - started
 
 

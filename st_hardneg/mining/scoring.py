@@ -168,13 +168,8 @@ class Scoring:
         rows, places = wanted.nonzero(as_tuple=True)
         scores = found.similarities.clone()
         scores[rows, places] = rescore(found.query_ids[rows], found.corpus_ids[rows, places])
-        if keeps_order:
-            return replace(found, scores=scores, is_rescored=True)
-        by_id = found.corpus_ids.argsort(dim=1, stable=True)
-        order = by_id.gather(1, scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
-        names = ("corpus_ids", "similarities", "ranks", "sources", "source_scores")
-        moved = {name: getattr(found, name).gather(1, order) for name in names}
-        return replace(found, scores=scores.gather(1, order), is_rescored=True, **moved)
+        rescored = replace(found, scores=scores, is_rescored=True)
+        return rescored if keeps_order else rescored.best_first()
 
     @cached_property
     def chance_of_queries(self) -> Tensor:

@@ -107,12 +107,13 @@ class Story:
     def _search(self, name: str, quota: int, queries: Queries, taken: Negatives, plan: SearchPlan) -> Negatives:
         """Look as deep as planned, and deeper for those queries for which too little survives."""
         started = time.perf_counter()
-        wanted = Plan(plan.deepest(queries.ids), quota, self.judge.config.seed, self.refresh)
+        reach = plan.reach(queries.ids)
+        wanted = Plan(int(reach.max()), quota, self.judge.config.seed, self.refresh, reach)
         proposal = self.sources[name].propose(queries, wanted)
         assert isinstance(proposal, Proposal) and isinstance(proposal.ids, Tensor)
         self.search_seconds += time.perf_counter() - started
         # Beside a query that looks deeper, places below a query's own depth may well be empty.
-        is_full = (proposal.ids >= 0).sum(dim=1) >= plan.reach(queries.ids)
+        is_full = (proposal.ids >= 0).sum(dim=1) >= reach
         candidates = self._scored(name, queries, proposal, plan)
         masks, keep = self.judge.masks(candidates)
         unknown = [masks[name] for name, rule in RULES.items() if rule.always and name in masks]

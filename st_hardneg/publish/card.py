@@ -302,7 +302,7 @@ def _training(contents: Contents) -> str:
 def _beside(contents: Contents) -> str:
     """Name the configurations that stand beside the one to train on."""
     lines = [
-        f'- `load_dataset("{contents.repo_id}", "{name}")`: {_MEANS[name.removeprefix(contents.config_name + "-")]}'
+        f'- `load_dataset("{contents.repo_id}", "{name}")`: {MEANINGS[name.removeprefix(contents.config_name + "-")]}'
         for name in contents.parts
         if name != contents.config_name
     ]
@@ -312,13 +312,14 @@ def _beside(contents: Contents) -> str:
 PROVENANCE = "provenance"
 """Name of the configuration that says where the negatives come from."""
 
-CANDIDATES = "candidates"
-"""Name of the configuration with what the negatives were chosen from."""
-
-_MEANS = {
+MEANINGS = {
     PROVENANCE: "ids, scores, ranks and sources of the negatives of every row.",
-    CANDIDATES: "for every anchor all candidates with their scores, from which other negatives can be chosen.",
+    "candidates": "for every anchor the right answers and all candidates, by id, with their scores; "
+    "`sentence_transformers.util.resolve_ids` puts the texts of the next two in their place.",
+    "queries": "the anchors by id.",
+    "documents": "right answers and candidates by id.",
 }
+"""What the configurations beside the one to train on are."""
 
 
 def _license_and_citation(origin: Origin) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,12 +51,15 @@ class Plan:
         num_negatives: How many negatives are wanted of it.
         seed: The recipe's seed.
         refresh: How many times the queries were mined before.
+        reach: int64 of shape ``(q,)``: how many candidates each query needs, ``depth`` being the most of them; None
+            where all need as many.
     """
 
     depth: int
     num_negatives: int
     seed: int = 0
     refresh: int = 0
+    reach: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
