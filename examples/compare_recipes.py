@@ -1,8 +1,9 @@
 """Compare recipes on several data sets: what each is worth on held-out queries, epoch by epoch.
 
-    python examples/compare_recipes.py --data scifact=DIR checkthat=DIR --model PATH --static --seeds 1 2 3
+    python examples/compare_recipes.py --sets scifact=DIR checkthat=DIR --model PATH --static --seeds 1 2 3
+    python examples/compare_recipes.py --sets scifact=DIR --model PATH --layers 3 --max-seq-length 64 --seeds 1 2
 
-Without ``--data``, the docstrings of Python's standard library are the data set. A cell (data set, recipe, seed) takes
+Without ``--sets``, the docstrings of Python's standard library are the data set. A cell (data set, recipe, seed) takes
 seconds to minutes; finished ones are kept in ``--results`` and are not run again, so a comparison can be stopped and
 continued. ``--workers`` runs cells side by side, on one thread each.
 """
@@ -50,6 +51,7 @@ ARMS = {
     "once, max_score .7": Arm(_plain(max_score=0.7)),
     "once, margin .05 below": Arm(_plain(absolute_margin=0.05)),
     "once, 95 % of positive": Arm(_plain(relative_margin=0.05)),
+    "refreshed, naive": Arm(_plain(), refresh=True),
     "refreshed, 95 % of positive": Arm(_plain(relative_margin=0.05), refresh=True),
     "recommended, once": Arm(lambda n: MiningConfig.recommended(num_negatives=n), masks=True),
     "recommended, refreshed": Arm(lambda n: MiningConfig.recommended(num_negatives=n), refresh=True, masks=True),

@@ -49,6 +49,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", help="folder in BEIR's layout; default: the standard library's docstrings")
     parser.add_argument("--model", help="a Sentence Transformer; default: a static embedding made on the spot")
     parser.add_argument("--static", action="store_true", help="use only the model's tokenizer and word embeddings")
+    parser.add_argument("--layers", type=int, help="use only so many of the model's first layers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -108,7 +109,7 @@ def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTrans
     if arguments.static and not arguments.model:
         raise SystemExit("--static takes the word embeddings of a model: name one with --model")
     if arguments.model and not arguments.static:
-        return SentenceTransformer(arguments.model)
+        return cut(SentenceTransformer(arguments.model), arguments.layers)
     if arguments.model:
         source = SentenceTransformer(arguments.model, device="cpu")
         tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
@@ -117,6 +118,15 @@ def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTrans
         words = source[0].auto_model.get_input_embeddings().weight.detach().numpy()
         return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=words)], device="cpu")
     return static_model(texts)
+
+
+def cut(model: SentenceTransformer, layers: int | None) -> SentenceTransformer:
+    """Keep only the first layers of a BERT: a small transformer that trains within minutes without a GPU."""
+    if layers is not None:
+        bert = model[0].auto_model
+        bert.encoder.layer = bert.encoder.layer[:layers]
+        bert.config.num_hidden_layers = layers
+    return model
 
 
 def static_model(texts: list[str]) -> SentenceTransformer:

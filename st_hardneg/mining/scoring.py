@@ -15,7 +15,7 @@ from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.mining.rescoring import PairScores
 
 # One product of all with all is worth it up to so many times the pairs that are asked for.
-_WORTH_A_PRODUCT = 30
+_WORTH_A_PRODUCT = 200
 # A block of such a product holds at most this many floats (64 MB).
 _MAX_FLOATS = 16_000_000
 
@@ -231,4 +231,9 @@ def _highest(values: Tensor, counts: Tensor) -> Tensor:
     """Return the highest of so many rows each, of shape ``(len(counts), c)``; ``segment_reduce`` is five times slower."""
     if len(counts) == len(values):
         return values
-    return torch.stack([rows.amax(dim=0) for rows in values.split(counts.tolist())])
+    first = counts.cumsum(0) - counts
+    highest = values[first]
+    # Most have one row, and cost no more than the copy.
+    for place in (counts > 1).nonzero().flatten().tolist():
+        torch.amax(values[first[place] : first[place] + counts[place]], dim=0, out=highest[place])
+    return highest

@@ -105,15 +105,30 @@ def run(
     callback: dict[str, Any] | None = None,
     view: dict[str, Any] | None = None,
     resume: Any = None,
+    encoded: list[int] | None = None,
     **options: Any,
 ) -> tuple[Recorder, Watched, Any]:
     """Train from the start, or from a checkpoint, with everything made anew as a restarted script does.
+
+    Args:
+        kind: ``"sparse"`` or ``"multi-vector"``.
+        folder: For the model and for checkpoints.
+        make_loss: Makes another loss than the usual one.
+        config: Fields of the recipe.
+        callback: Arguments of the callback.
+        view: Arguments of ``as_dataset``.
+        resume: A checkpoint.
+        encoded: Takes the number of texts of every call of the model while it trains.
+        **options: Training arguments.
 
     Returns:
         What reached the loss, the callback, and the trainer.
     """
     model = MODELS[kind](folder / "model")
     hard_negatives = make_negatives(model, **(config or {}))
+    if encoded is not None:
+        infer = model._inference
+        model._inference = lambda inputs, **given: encoded.append(len(inputs)) or infer(inputs, **given)
     loss = ranking_loss(kind, model) if make_loss is None else make_loss(model)
     recorder, watched = Recorder(loss), Watched(hard_negatives, **{"mining_steps": 3, **(callback or {})})
     trainer_class, args_class = TRAINERS[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -19,6 +20,7 @@ from st_hardneg.losses import (
 from tests.conftest import WORDS, word_model
 from tests.training.kinds import TEXTS, run, splade_loss
 from tests.training.runs import HOST_WARNINGS
+from tests.training.test_ranks import run as run_ranks
 
 pytestmark = [
     pytest.mark.training,
@@ -71,6 +73,27 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, tmp_path):
     assert watched.negatives[12 - 3] == expected.negatives[12 - 3]
     for ours, theirs in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_are_alike(kind, tmp_path):
+    """The same negatives and weights on both, the rows of one process, and the encoding shared."""
+    for processes in (2, 1):
+        done = run_ranks(tmp_path, processes, kind, script="ranks_kinds_script.py")
+        assert done.returncode == 0, done.stderr[-4000:]
+    first, second, alone = (
+        json.loads((tmp_path / f"{kind}-{name}.json").read_text(encoding="utf-8"))
+        for name in ("0-of-2", "1-of-2", "0-of-1")
+    )
+    assert first["steps"] == second["steps"] == alone["steps"] == [3, 6]
+    # The second rank applies what the first has mined.
+    assert first["negatives"] == second["negatives"] and first["negatives"]["3"] != first["negatives"]["0"]
+    assert torch.equal(torch.tensor(first["weights"]), torch.tensor(second["weights"]))
+    # The last batch of an epoch is filled up where ranks share it.
+    batches = zip(first["batches"][:7], second["batches"], alone["batches"], strict=False)
+    for ours, theirs, whole in batches:
+        assert sorted(row[:2] for row in [*ours, *theirs]) == sorted(row[:2] for row in whole)
+    assert 0.3 < sum(first["encoded"]) / (sum(first["encoded"]) + sum(second["encoded"])) < 0.7
 
 
 def cached_splade(model):
