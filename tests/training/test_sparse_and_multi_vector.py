@@ -94,7 +94,7 @@ def test_a_retriever_finds_what_a_multi_vector_model_compares(has_depth, tmp_pat
     infer = retriever._inference
     retriever._inference = lambda inputs, **given: encoded.append(len(inputs)) or infer(inputs, **given)
 
-    recorder, watched, trainer = run(
+    recorder, watched, _ = run(
         "multi-vector", tmp_path, callback={"retriever": Late(retriever) if has_depth else retriever}, max_steps=8
     )
     assert [report.step for report in watched.reports] == [3, 6] and watched.reports[0].similarity == "meanmaxsim"
