@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SMALL = {
-    "drop_in": (["--rows", "300", "--dim", "8", "--repeats", "1"], 12),
+    "drop_in": (["--rows", "300", "--dim", "64", "--repeats", "1"], 12),
     "memory": (["--texts", "9000", "--small", "4500", "--dim", "8", "--queries", "20"], 6),
     "rows": (["--rows", "500", "--length", "40"], 6),
     "search": (["--sizes", "500", "--dim", "8", "--queries", "70", "--repeats", "1"], 8),
