@@ -73,7 +73,7 @@ class MiningReport:
         notes: What deserves attention, in words.
         risk: Share of the negatives, over a sample of queries, that score at least as high as a right answer or are closer
             to one than their anchor is, both counted from chance; None where it was not counted.
-        staleness: By how much these negatives are more similar to their anchors than those before them, by the model of
+        outdated: By how much these negatives are more similar to their anchors than those before them, by the model of
             now; None at first.
         figures: What :meth:`save` and :meth:`plot` draw.
         history: Of every mining before this one, what :meth:`brief` says.
@@ -122,7 +122,7 @@ class MiningReport:
     columns: Sequence[str] = ()
     notes: Sequence[str] = ()
     risk: float | None = None
-    staleness: float | None = None
+    outdated: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     further: Mapping[str, Any] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class MiningReport:
                 )
             },
             "risk": self.risk,
-            "staleness": self.staleness,
+            "outdated": self.outdated,
             "recall": self.recall,
             "typical_rank": self.typical_rank,
             "doubt": self.doubt,

@@ -20,7 +20,7 @@ PACKAGE = Path(st_hardneg.__file__).parent
 FLOORS = [
     {"errors"},
     {"pages"},
-    {"hardness", "strategies", "hosts", "report", "draws"},
+    {"hardness", "strategies", "hosts", "report", "draws", "evaluation"},
     {"config", "candidates"},
     {"corpus"},
     {"search"},
@@ -34,6 +34,7 @@ FLOORS = [
     {"export", "exporting", "pooled", "publishing"},
     {"views"},
     {"reviewing"},
+    {"evaluating"},
     {"dataset"},
     {"mapping", "drop_in"},
     {"training"},

@@ -136,11 +136,11 @@ def _followed(
     if previous is not None:
         found["history"] = (*previous.report.history, previous.report.brief())
         found["churn"] = churn(previous.negatives.ids, negatives.ids)
-        found["staleness"] = _staleness(scoring, previous.negatives, negatives)
+        found["outdated"] = _outdated(scoring, previous.negatives, negatives)
     return found
 
 
-def _staleness(scoring: Scoring, before: Negatives, after: Negatives) -> float:
+def _outdated(scoring: Scoring, before: Negatives, after: Negatives) -> float:
     """Return by how much today's negatives are closer to their queries than those before, by the model of today."""
     count = len(after.ids)
     queries = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(_SAMPLE, count)).round().astype(np.int64)))

@@ -21,6 +21,7 @@ CURVES = {
 """What is followed from mining to mining, and what it means."""
 
 _BANDS = ("easy", "semi_hard", "hard")
+_PARTS = {"hardness": _BANDS, "staleness": ("outdated",)}
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _map(figures: Mapping[str, Any], projection: Projection) -> list[Chart]:
 
 def followed(report: Mapping[str, Any]) -> dict[str, dict[str, list[charts.Point]]]:
     """Return curves over the minings so far, by name and part; none before the second mining."""
-    now = {name: report[name] for name in ("step", "churn", "staleness", "risk")}
+    now = {name: report[name] for name in ("step", "churn", "outdated", "risk")}
     now |= {"difference": report["scores"].get("difference", {}).get("mean"), **report["hardness"]}
     history = [*report["history"], now]
     if len(history) < 2:
@@ -244,7 +245,7 @@ def followed(report: Mapping[str, Any]) -> dict[str, dict[str, list[charts.Point
     for name in CURVES:
         series = {
             part: [(float(place), float(one[part])) for place, one in enumerate(history) if one.get(part) is not None]
-            for part in (_BANDS if name == "hardness" else (name,))
+            for part in _PARTS.get(name, (name,))
         }
         found[name] = {part.replace("_", "-"): points for part, points in series.items() if points}
     return {name: series for name, series in found.items() if series}

@@ -26,6 +26,7 @@ from st_hardneg.training.curriculum import (
     points_of,
 )
 from st_hardneg.training.economy import Economy, RefreshScope
+from st_hardneg.training.histograms import log_histograms
 from st_hardneg.training.prompts import (
     check_mined_as_refreshed,
     check_trained_as_mined,
@@ -208,6 +209,8 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             self._resume(args, state)
         self.economy.check(kwargs.get("model"), self.retriever)
         self._refresher.begin(self._targets, kwargs.get("model"), self.retriever, args, trainer)
+        for target in self._targets:
+            log_histograms(target.hard_negatives.report, trainer, state.global_step, target.logged)
         warn_of_stale_hashes(args)
         self._timing.say_when(self.mining_steps)
 
@@ -339,6 +342,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             metrics = {**report.metrics(), "mining/seen_from_step": self._timing.first_step_seen(step)}
             metrics["mining/staleness"] = step - request.step
             log_metrics(request.target.logged(metrics), self.trainer, state, control)
+            log_histograms(report, self.trainer, step, request.target.logged)
             self._mined_at = step
 
     def _log_masked_shares(self, control: TrainerControl) -> None:

@@ -113,7 +113,7 @@ def test_a_report_with_figures_is_plain_json(mined):
     back = MiningReport.from_dict(json.loads(json.dumps(report.to_dict())))
     assert back.to_dict() == report.to_dict()
     assert [one["refresh"] for one in back.history] == [0, 1]
-    assert set(report.metrics()) >= {"mining/risk", "mining/staleness", "mining/churn"}
+    assert set(report.metrics()) >= {"mining/risk", "mining/outdated", "mining/churn"}
 
 
 def test_a_saved_dataset_keeps_its_figures(mined, tmp_path):
@@ -167,7 +167,7 @@ def test_staleness_is_what_the_old_negatives_have_lost(protractor):
     turned = Model(lambda text: protractor.encode([text.replace("60°", "170°")])[0])
     found.mine(turned, show_progress_bar=False)
     report = found.mine(protractor, show_progress_bar=False)
-    assert report.staleness == pytest.approx(math.cos(math.radians(60)) - math.cos(math.radians(90)), abs=1e-5)
+    assert report.outdated == pytest.approx(math.cos(math.radians(60)) - math.cos(math.radians(90)), abs=1e-5)
 
 
 def test_matplotlib_figures(mined, monkeypatch):

@@ -1,0 +1,84 @@
+"""Evaluators of Sentence Transformers, fed with a dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from st_hardneg.candidates import LAST_RESORT
+from st_hardneg.reviewing import ReviewedDataset
+
+if TYPE_CHECKING:
+    from sentence_transformers.base.evaluation import BaseEvaluator
+
+EvaluatorKind = Literal["ir", "triplet", "reranking", "outranks"]
+
+
+class EvaluatedDataset(ReviewedDataset):
+    """The part of :class:`~st_hardneg.HardNegativeDataset` that makes evaluators."""
+
+    def to_evaluator(self, kind: EvaluatorKind = "ir", **options: Any) -> BaseEvaluator:
+        """Return an evaluator of Sentence Transformers, fed with this dataset as it is now.
+
+        Args:
+            kind: ``"ir"``: an ``InformationRetrievalEvaluator`` of every anchor against the whole corpus, its positives
+                being right; ``"triplet"``: a ``TripletEvaluator``; ``"reranking"``: a ``RerankingEvaluator`` of each
+                anchor's positives and negatives; ``"outranks"``: an :class:`~st_hardneg.evaluation.OutranksEvaluator`. All
+                but the first need negatives that were mined, with a model that is not the one to be evaluated.
+            **options: Further arguments of the evaluator, such as ``name``.
+
+        Raises:
+            NotMinedError: If negatives are needed and nothing was mined yet.
+            ValueError: If there is no such kind.
+        """
+        if kind not in get_args(EvaluatorKind):
+            raise ValueError(f"Expected `kind` to be one of {list(get_args(EvaluatorKind))}, got {kind!r}.")
+        # They import scikit-learn, which a training without them has no use for.
+        from sentence_transformers.sentence_transformer.evaluation import RerankingEvaluator, TripletEvaluator
+
+        from st_hardneg.evaluation import OutranksEvaluator
+
+        if kind == "ir":
+            return self._retrieval(options)
+        if kind == "triplet":
+            triplets = self.to_dataset("triplet")
+            return TripletEvaluator(*(list(triplets[name]) for name in triplets.column_names[:3]), **options)
+        samples = self._samples()
+        if kind == "reranking":
+            return RerankingEvaluator(samples=samples, **options)
+        rows = [(one["query"], positive, one["negative"]) for one in samples for positive in one["positive"]]
+        return OutranksEvaluator(*zip(*rows, strict=True), **options)
+
+    def _retrieval(self, options: dict[str, Any]) -> BaseEvaluator:
+        from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+        pairs, corpus = self._wrapped.pairs, self.corpus
+        ids = np.union1d(corpus.searched, corpus.identities[pairs.positive_ids])
+        texts = dict(zip(map(str, ids.tolist()), corpus.texts.take(ids), strict=True))
+        queries = {f"q{number}": text for number, text in enumerate(pairs.query_texts())}
+        right = {
+            f"q{number}": {str(one) for one in corpus.identities[pairs.positives_of(number)].tolist()}
+            for number in range(pairs.num_queries)
+        }
+        return InformationRetrievalEvaluator(queries, texts, right, **options)
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """Return anchor, positives and negatives of every query that has negatives."""
+        pairs, texts = self._wrapped.pairs, self.corpus.texts
+        ids = self._mined("to_evaluator()").negatives.only(self._certain_slots()).ids
+        return [
+            {
+                "query": query,
+                "positive": texts.take(pairs.positives_of(number)),
+                "negative": texts.take(row[row >= 0].numpy()),
+            }
+            for number, (query, row) in enumerate(zip(pairs.query_texts(), ids, strict=True))
+            if bool((row >= 0).any())
+        ]
+
+    def _certain_slots(self) -> Tensor:
+        """Return which slots hold a negative, and no text that only stands in."""
+        negatives = self._mined("to_evaluator()").negatives
+        return negatives.is_present & (negatives.origins != LAST_RESORT)
