@@ -26,14 +26,14 @@ from st_hardneg.training.curriculum import (
     points_of,
 )
 from st_hardneg.training.economy import Economy, RefreshScope
-from st_hardneg.training.histograms import log_histograms
+from st_hardneg.training.histograms import log_first_histograms, log_refresh
 from st_hardneg.training.prompts import (
     check_mined_as_refreshed,
     check_trained_as_mined,
     warn_of_unknown_columns,
 )
 from st_hardneg.training.ranks import start_from_first_rank
-from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
+from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, warn_of_idle_refreshes
 from st_hardneg.training.rescoring import check_retriever, rescorer_of
 from st_hardneg.training.scheduled import ScheduledMining
 from st_hardneg.training.searching import searched_with
@@ -209,8 +209,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             self._resume(args, state)
         self.economy.check(kwargs.get("model"), self.retriever)
         self._refresher.begin(self._targets, kwargs.get("model"), self.retriever, args, trainer)
-        for target in self._targets:
-            log_histograms(target.hard_negatives.report, trainer, state.global_step, target.logged)
+        log_first_histograms(self._targets, trainer, state.global_step)
         warn_of_stale_hashes(args)
         self._timing.say_when(self.mining_steps)
 
@@ -339,10 +338,9 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         for request, mining in self._refresher.finished(step):
             report = request.put_in_force(mining)
             self._reported.append((request.target, report))
-            metrics = {**report.metrics(), "mining/seen_from_step": self._timing.first_step_seen(step)}
-            metrics["mining/staleness"] = step - request.step
-            log_metrics(request.target.logged(metrics), self.trainer, state, control)
-            log_histograms(report, self.trainer, step, request.target.logged)
+            since = {"mining/staleness": step - request.step}
+            since["mining/seen_from_step"] = self._timing.first_step_seen(step)
+            log_refresh(report, request.target, since, self.trainer, state, control)
             self._mined_at = step
 
     def _log_masked_shares(self, control: TrainerControl) -> None:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from st_hardneg.report import MiningReport
+from st_hardneg.training.refresh import log_metrics
+from st_hardneg.training.targets import Target
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState
 
 
-def log_histograms(
-    report: MiningReport, trainer: Any, step: int, named: Callable[[dict[str, float]], dict[str, float]] = dict
+def log_first_histograms(targets: Sequence[Target], trainer: Any, step: int) -> None:
+    """Hand on the histograms of what a training begins with."""
+    for target in targets:
+        log_histograms(target.hard_negatives.report, trainer, step, target)
+
+
+def log_refresh(
+    report: MiningReport,
+    target: Target,
+    more: Mapping[str, float],
+    trainer: Any,
+    state: TrainerState,
+    control: TrainerControl,
 ) -> None:
+    """Put the metrics of a refresh into the trainer's log, and its histograms where they are drawn.
+
+    Args:
+        report: The report of the refresh.
+        target: The dataset.
+        more: Further metrics.
+        trainer: The trainer, or None.
+        state: The trainer's state.
+        control: The trainer's control.
+    """
+    log_metrics(target.logged({**report.metrics(), **more}), trainer, state, control)
+    log_histograms(report, trainer, state.global_step, target)
+
+
+def log_histograms(report: MiningReport, trainer: Any, step: int, target: Target | None = None) -> None:
     """Hand the histograms of a mining to every reporter of a trainer that takes them; the others are passed over.
 
     Args:
         report: The report of the mining.
         trainer: The trainer, or None.
         step: The training's step.
-        named: Gives metrics names that no other dataset of the training has.
+        target: Gives metrics names that no other dataset of the training has.
     """
     if trainer is None or not trainer.is_world_process_zero():
         return
@@ -27,7 +58,8 @@ def log_histograms(
         kind = type(callback).__name__
         for name, drawn in report.figures.get("histograms", {}).items():
             if kind in _REPORTERS:
-                (whole,) = named({f"mining/{name}_scores": 0.0})
+                whole = f"mining/{name}_scores"
+                whole = whole if target is None else next(iter(target.logged({whole: 0.0})))
                 _REPORTERS[kind](callback, whole, drawn, step)
 
 
