@@ -338,9 +338,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         for request, mining in self._refresher.finished(step):
             report = request.put_in_force(mining)
             self._reported.append((request.target, report))
-            since = {"mining/staleness": step - request.step}
-            since["mining/seen_from_step"] = self._timing.first_step_seen(step)
-            log_refresh(report, request.target, since, self.trainer, state, control)
+            log_refresh(report, request, self._timing, self.trainer, state, control)
             self._mined_at = step
 
     def _log_masked_shares(self, control: TrainerControl) -> None:

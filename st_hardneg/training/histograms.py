@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from st_hardneg.report import MiningReport
-from st_hardneg.training.refresh import log_metrics
+from st_hardneg.training.refresh import Request, log_metrics
 from st_hardneg.training.targets import Target
+from st_hardneg.training.timing import Timing
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
@@ -23,8 +24,8 @@ def log_first_histograms(targets: Sequence[Target], trainer: Any, step: int) -> 
 
 def log_refresh(
     report: MiningReport,
-    target: Target,
-    more: Mapping[str, float],
+    request: Request,
+    timing: Timing,
     trainer: Any,
     state: TrainerState,
     control: TrainerControl,
@@ -33,14 +34,16 @@ def log_refresh(
 
     Args:
         report: The report of the refresh.
-        target: The dataset.
-        more: Further metrics.
+        request: What asked for it, and when.
+        timing: The training's steps.
         trainer: The trainer, or None.
         state: The trainer's state.
         control: The trainer's control.
     """
-    log_metrics(target.logged({**report.metrics(), **more}), trainer, state, control)
-    log_histograms(report, trainer, state.global_step, target)
+    step, target = state.global_step, request.target
+    since = {"mining/staleness": step - request.step, "mining/seen_from_step": timing.first_step_seen(step)}
+    log_metrics(target.logged({**report.metrics(), **since}), trainer, state, control)
+    log_histograms(report, trainer, step, target)
 
 
 def log_histograms(report: MiningReport, trainer: Any, step: int, target: Target | None = None) -> None:
