@@ -3,7 +3,10 @@
 A manual page's one-line description is a query, and its DESCRIPTION section the right answer. Families of commands that
 do nearly the same make near-duplicates, as in most real collections. Writes folders in BEIR's layout:
 
-    python examples/machine_texts.py FOLDER
+    python examples/machine_texts.py FOLDER [DIR]
+
+With DIR, a retrieval set in that layout, a copy of it in a script that an English model reads letter by letter: a
+language that the model does not know, in which the texts of random pairs are nearly as similar as a query and its answer.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -109,6 +113,23 @@ def write(folder: str, found: RetrievalSet) -> None:
             file.writelines(f"{query}\t{one}\t1\n" for query, one in rows)
 
 
+_SCRIPT = {ord(latin): ord("а") + place for place, latin in enumerate("qwertyuiopasdfghjklzxcvbnm")}  # noqa: RUF001
+
+
+def write_in_another_script(folder: str, source: str) -> None:
+    """Write a copy of a retrieval set with every Latin letter replaced by a Cyrillic one."""
+    shutil.copytree(os.path.join(source, "qrels"), os.path.join(folder, "qrels"), dirs_exist_ok=True)
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = os.path.join(source, name)
+        opened = (
+            open(path, encoding="utf-8") if os.path.exists(path) else gzip.open(f"{path}.gz", "rt", encoding="utf-8")
+        )
+        with opened as rows, open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            for row in map(json.loads, rows):
+                texts = {key: row[key].lower().translate(_SCRIPT) for key in ("title", "text") if key in row}
+                file.write(json.dumps({**row, **texts}) + "\n")
+
+
 if __name__ == "__main__":
     for name, make in (
         ("man", man_pages),
@@ -116,3 +137,5 @@ if __name__ == "__main__":
         ("scipy", lambda: package_docstrings("scipy", "numpy", "transformers")),
     ):
         write(os.path.join(sys.argv[1], name), make())
+    if len(sys.argv) > 2:
+        write_in_another_script(os.path.join(sys.argv[1], "cipher"), sys.argv[2])

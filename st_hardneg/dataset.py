@@ -20,6 +20,7 @@ from st_hardneg.encoders.described import describe_model
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
 from st_hardneg.encoders.reuse import Reuse, reusing
+from st_hardneg.exporting import ExportedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, PooledDataset, PublishedDataset, ReviewedDataset):
+class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, PublishedDataset, ReviewedDataset):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever

@@ -6,8 +6,12 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datasets import Dataset
+
 from st_hardneg.config import MiningConfig
+from st_hardneg.formats import flag_embedding, ids, tevatron
 from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.formats.records import wrapped_from
 
 Self = TypeVar("Self", bound="FromLayouts")
 
@@ -48,6 +52,94 @@ class FromLayouts:
         corpus, queries, qrels = _beir_tables(corpus, queries, qrels, split)
         pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
         return cls(pairs, documents, config, **options)  # type: ignore[call-arg]
+
+    @classmethod
+    def from_flag_embedding(
+        cls: type[Self], path: str | os.PathLike[str], config: MiningConfig | None = None, **options: Any
+    ) -> Self:
+        """Wrap a file of FlagEmbedding's: JSON lines of ``query``, ``pos``, ``neg`` and, if there are, scores and ids.
+
+        The corpus is every text of the file. Its negatives are given ones: ``sources={"given": 3}`` takes them,
+        ``sources={"dense": 2, "given": 1}`` mixes them with mined ones.
+
+        Args:
+            path: The file.
+            config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
+            **options: Further arguments of :class:`HardNegativeDataset`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a line is not in this layout; its number is named.
+        """
+        path = os.fspath(path)
+        pairs, corpus = wrapped_from(list(flag_embedding.read_records(path)), path)
+        return cls(pairs, corpus, config, **options)  # type: ignore[call-arg]
+
+    @classmethod
+    def from_tevatron(
+        cls: type[Self],
+        path: str | os.PathLike[str],
+        config: MiningConfig | None = None,
+        *,
+        title_separator: str = ". ",
+        **options: Any,
+    ) -> Self:
+        """Wrap a file of Tevatron's: JSON lines of ``query``, ``positive_passages`` and ``negative_passages``.
+
+        Corpus and negatives are as for :meth:`from_flag_embedding`.
+
+        Args:
+            path: The file.
+            config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
+            title_separator: What stands between title and text of a passage.
+            **options: Further arguments of :class:`HardNegativeDataset`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a line is not in this layout; its number is named.
+        """
+        path = os.fspath(path)
+        pairs, corpus = wrapped_from(list(tevatron.read_records(path, title_separator=title_separator)), path)
+        return cls(pairs, corpus, config, **options)  # type: ignore[call-arg]
+
+    @classmethod
+    def from_ids(
+        cls: type[Self],
+        train: Dataset | str | os.PathLike[str],
+        queries: Any = None,
+        documents: Any = None,
+        config: MiningConfig | None = None,
+        **options: Any,
+    ) -> Self:
+        """Wrap rows of ids and the texts that they stand for, as Sentence Transformers' ``resolve_ids`` reads them.
+
+        Where every document has a score, the lists are candidates: ``choose`` picks negatives from them without a model,
+        as if there were no other texts, and ``candidates()`` returns them.
+
+        Args:
+            train: Rows of ``query_id``, ``document_ids`` (right answers first, ``num_positives`` of them or one) and
+                ``scores``; or of ``query_id``, ``positive_id`` and ``negative_id`` or ``negative_ids``. Or the folder that
+                ``export(path, "ids")`` wrote.
+            queries: Texts of queries: ``{id: text}``, or a Dataset of an id column and a text column.
+            documents: Texts of documents, likewise.
+            config: Which negatives are wanted; :meth:`MiningConfig.recommended` if None.
+            **options: Further arguments of :class:`HardNegativeDataset`.
+
+        Raises:
+            ValueError: If a column is missing, an id has no text, or lists are of different lengths.
+            TypeError: If a table is of another kind.
+            FileNotFoundError: If the folder lacks a file.
+        """
+        if isinstance(train, (str, os.PathLike)):
+            train, queries, documents = (
+                Dataset.from_parquet(_file(Path(train), f"{name}.parquet"))
+                for name in ("train", "queries", "documents")
+            )
+        records = list(ids.records_by_id(train, queries, documents))
+        pairs, corpus = wrapped_from(records, "train")
+        made = cls(pairs, corpus, config, **options)  # type: ignore[call-arg]
+        made.keep_pool(ids.pool_of(records, pairs, corpus))  # type: ignore[attr-defined]
+        return made
 
 
 def _beir_tables(corpus: Any, queries: Any, qrels: Any, split: str) -> tuple[BeirTable, BeirTable, BeirTable]:

@@ -6,10 +6,11 @@ import copy
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from datasets import Dataset
 
 from st_hardneg.arguments import checked_config
-from st_hardneg.candidates import Mining, Pool
+from st_hardneg.candidates import Mining, Pool, is_repeated
 from st_hardneg.config import MiningConfig, explain_unknown_field
 from st_hardneg.errors import MiningError
 from st_hardneg.live.negatives import LiveNegatives
@@ -24,6 +25,7 @@ class PooledDataset:
 
     _wrapped: Wrapped
     live: LiveNegatives
+    _given_pool: Pool | None = None
 
     def candidates(self) -> Dataset:
         """Return all candidates that were kept, a row per anchor, in the layout that ST's ``resolve_ids`` reads.
@@ -38,7 +40,8 @@ class PooledDataset:
             NotMinedError: If nothing was mined yet.
             MiningError: If the recipe keeps no candidates.
         """
-        return candidates_dataset(self._mining_with_pool(), self._wrapped.pairs, self._wrapped.corpus)
+        names = self._wrapped.task.source_names if self.live.mining is None else self.live.mining.source_names
+        return candidates_dataset(self._pool(), names, self._wrapped.pairs, self._wrapped.corpus)
 
     def choose(self: Self, config: MiningConfig | None = None, **fields: Any) -> Self:
         """Choose other negatives from the candidates that were kept, without encoding or searching.
@@ -63,7 +66,7 @@ class PooledDataset:
             for margin in (0.0, 0.05, 0.1):
                 print(hard_negatives.choose(relative_margin=margin).report)
         """
-        mining = self._mining_with_pool()
+        pool = self._pool()
         if config is None:
             unknown = next((name for name in fields if name not in MiningConfig.__dataclass_fields__), None)
             if unknown is not None:
@@ -73,16 +76,37 @@ class PooledDataset:
         chosen = copy.copy(self)
         chosen._wrapped = replace(self._wrapped, config=recipe)
         chosen.live = LiveNegatives(self._wrapped.pairs, self._wrapped.corpus, recipe.num_negatives)
-        found: Mining = chosen.compute_mining(mining.pool)  # type: ignore[attr-defined]
-        report = replace(found.report, model=mining.report.model)
-        chosen.live.load(replace(found, report=report), 1, None)
+        found: Mining = chosen.compute_mining(pool)  # type: ignore[attr-defined]
+        model = {} if self.live.mining is None else self.live.mining.report.model
+        chosen.live.load(replace(found, report=replace(found.report, model=model)), 1, None)
         return chosen
 
-    def _mining_with_pool(self) -> Mining:
+    def keep_pool(self, pool: Pool | None) -> None:
+        """Keep candidates that others have found, until they are mined."""
+        if pool is None:
+            return
+        identities, parts = torch.from_numpy(self._wrapped.corpus.identities), {}
+        for name, part in pool.parts.items():
+            # A text that stands there under two ids is one candidate.
+            ids = torch.where(part.ids < 0, -1, identities[part.ids.clamp(min=0)])
+            ids = ids.masked_fill(is_repeated(ids), -1)
+            order = (ids < 0).long().argsort(dim=1, stable=True)
+            missing = ids.gather(1, order) < 0
+            parts[name] = replace(
+                part,
+                ids=ids.gather(1, order),
+                similarities=part.similarities.gather(1, order).masked_fill(missing, -torch.inf),
+                sources=part.sources.gather(1, order).masked_fill(missing, -1),
+            )
+        self._given_pool = replace(pool, parts=parts)
+
+    def _pool(self) -> Pool:
+        if self.live.mining is None and self._given_pool is not None:
+            return self._given_pool
         mining: Mining = self._mined("candidates()")  # type: ignore[attr-defined]
-        if not isinstance(mining.pool, Pool):
+        if mining.pool is None:
             raise MiningError(
                 "No candidates are kept. Mine with `keep_candidates=100`, for example: "
                 "`HardNegativeDataset(pairs, keep_candidates=100)`."
             )
-        return mining
+        return mining.pool

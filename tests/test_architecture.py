@@ -31,7 +31,7 @@ FLOORS = [
     {"publish"},
     {"arguments", "layouts"},
     {"wrapping"},
-    {"export", "pooled", "publishing"},
+    {"export", "exporting", "pooled", "publishing"},
     {"views"},
     {"reviewing"},
     {"dataset"},

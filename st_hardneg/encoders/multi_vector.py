@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,13 +40,33 @@ class LateInteraction:
             ``encode_query`` and ``encode_document``. It is taken to stay as it is, and encodes once. None for the mean of
             the token vectors of the model itself, scaled to unit length.
         first_stage_depth: How many candidates of each query are compared token by token, or more if more are looked at.
-        kept: What outlives a mining: the retriever's vectors.
+
+    Raises:
+        TypeError: If ``first_stage_depth`` is no number.
+        ValueError: If it is below 1.
     """
 
     model: Any
     retriever: Any = None
     first_stage_depth: int = FIRST_STAGE_DEPTH
-    kept: MutableMapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the depth."""
+        depth = self.first_stage_depth
+        if isinstance(depth, bool) or not isinstance(depth, int):
+            raise TypeError(f"Expected `first_stage_depth` to be an integer, got {depth!r}.")
+        if depth < 1:
+            raise ValueError(f"Expected `first_stage_depth` to be at least 1, got {depth!r}.")
+
+
+def is_multi_vector(model: Any) -> bool:
+    """Tell whether a model has a vector for every token."""
+    return any(kind.__name__ == "MultiVectorEncoder" for kind in type(model).__mro__)
+
+
+# What retrievers have computed, by what identifies them and the texts; the latest few.
+_KEPT: OrderedDict[str, Rows] = OrderedDict()
+_MOST_KEPT = 4
 
 
 class MultiVectorTextEncoder:
@@ -146,17 +167,18 @@ class MultiVectorTextEncoder:
         """Return the retriever's vectors, which are computed once as long as it stays the same."""
         assert self.retriever is not None
         fingerprint = self.retriever.fingerprint()
-        key = f"first stage {'queries' if is_query else 'corpus'}"
-        content = None if fingerprint is None else recipe_fingerprint(fingerprint, texts_fingerprint(texts))
-        if content is not None and self.setting.kept.get(key, (None,))[0] == content:
-            kept: Rows = self.setting.kept[key][1]
-            return kept
+        key = None if fingerprint is None else recipe_fingerprint(fingerprint, is_query, texts_fingerprint(texts))
+        if key is not None and key in _KEPT:
+            _KEPT.move_to_end(key)
+            return _KEPT[key]
         if is_query:
             rows = self.retriever.queries(texts, show_progress_bar=show_progress_bar)
         else:
             rows = concatenated(list(self.retriever.corpus(texts, show_progress_bar=show_progress_bar)))
-        if content is not None:
-            self.setting.kept[key] = (content, rows)
+        if key is not None:
+            _KEPT[key] = rows
+            while len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
         return rows
 
     def _tokens(self, texts: Sequence[str], is_query: bool) -> list[Tensor]:

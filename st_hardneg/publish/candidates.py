@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from st_hardneg.candidates import Mining, is_repeated
+from st_hardneg.candidates import Mining, Pool, is_repeated
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids, dataset_of
@@ -19,22 +19,23 @@ from st_hardneg.corpus.texts import Ids, dataset_of
 _POSITIVE = "positive"
 
 
-def candidates_dataset(mining: Mining, pairs: Pairs, corpus: Corpus) -> Dataset:
+def candidates_dataset(pool: Pool, source_names: Sequence[str], pairs: Pairs, corpus: Corpus) -> Dataset:
     """Return a row per query: ``query_id``, ``document_ids``, ``scores``, ``num_positives``, ``ranks``, ``sources``.
 
     Right answers come first, then what each source found, best first; what is known to be right is no candidate, and what
     two sources found stands once.
 
     Args:
-        mining: A mining that keeps its candidates.
+        pool: The candidates.
+        source_names: What the numbers of sources stand for.
         pairs: The queries.
         corpus: The texts that ids count.
     """
-    table = _right_answers(mining, pairs).followed_by(_found(mining, pairs))
+    table = _right_answers(pool, pairs).followed_by(_found(pool, pairs))
     order = np.argsort(table.queries, kind="stable")
     counts = np.bincount(table.queries, minlength=pairs.num_queries)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-    names = np.array([*mining.source_names, _POSITIVE], dtype=object)
+    names = np.array([*source_names, _POSITIVE], dtype=object)
 
     def lists(values: Any) -> pa.Array:
         return pa.LargeListArray.from_arrays(offsets, pa.array(values))
@@ -59,7 +60,7 @@ def candidates_by_ids(mining: Mining, pairs: Pairs, corpus: Corpus) -> dict[str,
     ids = torch.cat([part.ids.flatten() for part in mining.pool.parts.values()]).unique().numpy()
     ids = np.union1d(ids[ids >= 0], pairs.row_positive)
     return {
-        "candidates": candidates_dataset(mining, pairs, corpus),
+        "candidates": candidates_dataset(mining.pool, mining.source_names, pairs, corpus),
         "queries": texts_dataset(query_names(pairs), pairs.query_texts(), "query_id", "query"),
         "documents": texts_dataset(document_names(ids, corpus), corpus.texts.take(ids), "document_id", "document"),
     }
@@ -105,16 +106,16 @@ class _Table:
         return iter((self.queries, self.ids, self.scores, self.ranks, self.sources, self.cross_encoder, self.own))
 
 
-def _right_answers(mining: Mining, pairs: Pairs) -> _Table:
+def _right_answers(pool: Pool, pairs: Pairs) -> _Table:
     """Return each query's positives, each once, in order of appearance."""
     keys = pairs.row_query * (int(pairs.row_positive.max(initial=0)) + 1) + pairs.row_positive
     rows = np.sort(np.unique(keys, return_index=True)[1])
     none, nothing = np.full(len(rows), -1, dtype=np.int64), np.full(len(rows), np.nan, dtype=np.float32)
-    rescored = mining.positive_cross_encoder_scores
+    rescored = pool.positive_cross_encoder_scores
     return _Table(
         pairs.row_query[rows],
         pairs.row_positive[rows],
-        mining.positive_similarities.numpy()[rows],
+        pool.positive_similarities.numpy()[rows],
         none,
         none,
         nothing if rescored is None else rescored.numpy()[rows],
@@ -122,9 +123,8 @@ def _right_answers(mining: Mining, pairs: Pairs) -> _Table:
     )
 
 
-def _found(mining: Mining, pairs: Pairs) -> _Table:
-    assert mining.pool is not None
-    parts = list(mining.pool.parts.values())
+def _found(pool: Pool, pairs: Pairs) -> _Table:
+    parts = list(pool.parts.values())
     ids = torch.cat([part.ids for part in parts], dim=1)
     ranks = torch.cat([torch.arange(part.ids.shape[1]).expand(part.ids.shape) for part in parts], dim=1)
 

@@ -8,8 +8,10 @@ import torch
 from sentence_transformers import SimilarityFunction
 from torch import Tensor
 
-# A block of scores holds at most this many floats (256 MB).
-_MAX_FLOATS = 64_000_000
+# A block of scores holds at most this many floats (128 MB).
+_MAX_FLOATS = 32_000_000
+# Scores of so many texts are looked at together for the highest, where that leaves out most of them.
+_GROUP = 16
 _UNIT = 1e-6
 
 
@@ -76,7 +78,7 @@ class ExactSearcher:
         for first in range(0, len(self._corpus), self.corpus_chunk_size):
             block = self._corpus[first : first + self.corpus_chunk_size].to(queries.device)
             scores = self._scores(queries, block, first)
-            found, places = scores.topk(min(k, scores.shape[1]), dim=1)
+            found, places = _highest(scores, min(k, scores.shape[1]))
             places += first
             if best is None or best_ids is None:
                 best, best_ids = found, places
@@ -94,3 +96,25 @@ class ExactSearcher:
         if self._inverse_lengths is not None:
             scores *= self._inverse_lengths[first : first + len(block)].to(scores.device)
         return scores
+
+
+def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` highest of each row and their places, of shape ``(q, k)``, highest first; faster than ``topk``.
+
+    The highest are in the ``k`` groups with the highest maxima, and the maxima take one quick pass.
+    """
+    num_queries, width = scores.shape
+    num_groups = width // _GROUP
+    if num_groups < 2 * k:
+        return scores.topk(k, dim=1)
+    whole = num_groups * _GROUP
+    groups = scores[:, :whole].unflatten(1, (_GROUP, num_groups))
+    best = groups.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    few = groups.gather(2, best[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
+    places = (best[:, None, :] + torch.arange(_GROUP, device=scores.device)[:, None] * num_groups).flatten(1)
+    if whole < width:  # what is left over
+        few = torch.cat([few, scores[:, whole:]], dim=1)
+        rest = torch.arange(whole, width, device=scores.device).expand(num_queries, -1)
+        places = torch.cat([places, rest], dim=1)
+    found, at = few.topk(k, dim=1)
+    return found, places.gather(1, at)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from st_hardneg.candidates import Mining
+from st_hardneg.encoders.multi_vector import is_multi_vector
 from st_hardneg.encoders.reuse import name_of
 from st_hardneg.errors import MiningError
 from st_hardneg.hosts import is_sharded
@@ -213,12 +214,17 @@ class BackgroundRefresher:
 
         Raises:
             MiningError: If it cannot be given what it needs.
-            ValueError: If the model is sharded.
+            ValueError: If the model is sharded, or would have to compare what a retriever finds.
         """
         if is_sharded(trainer):
             raise ValueError(
                 "`background` needs the whole model on rank 0, and FSDP or DeepSpeed have split it over the ranks. Leave "
                 "`background` out."
+            )
+        if retriever is not None and is_multi_vector(trained):
+            raise ValueError(
+                "`background` does not compare what a `retriever` finds with the MultiVectorEncoder in training. Leave "
+                "one of the two out."
             )
         self._targets, self._models, self._arguments = list(targets), (trained, retriever), (args, trainer)
         self._is_first_rank = args.process_index == 0

@@ -29,13 +29,13 @@ from st_hardneg.training.economy import Economy, RefreshScope
 from st_hardneg.training.prompts import (
     check_mined_as_refreshed,
     check_trained_as_mined,
-    training_encodings,
     warn_of_unknown_columns,
 )
 from st_hardneg.training.ranks import start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, log_metrics, warn_of_idle_refreshes
 from st_hardneg.training.rescoring import check_retriever, rescorer_of
 from st_hardneg.training.scheduled import ScheduledMining
+from st_hardneg.training.searching import searched_with
 from st_hardneg.training.targets import (
     Given,
     Target,
@@ -76,7 +76,8 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             curriculum begins with one. ``num_shown`` is how many negatives of each row are shown, at most as many as are
             mined; it changes between epochs only.
         retriever: A model to mine with in place of the model in training: a SentenceTransformer, or an object with
-            ``encode_query`` and ``encode_document``. It mines with its own prompts. ``CrossEncoderTrainer`` needs one.
+            ``encode_query`` and ``encode_document``. It mines with its own prompts. ``CrossEncoderTrainer`` needs one; a
+            MultiVectorEncoder compares what it finds token by token, and ``LateInteraction`` of both says how much.
         background: Mine in a second process, with the weights as they are when a refresh is due, while the training goes
             on; what was mined is put in force at the end of the first step after it is done, and the log says how many
             steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
@@ -270,7 +271,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
     def _check_model(self, trained: Any, args: TrainingArguments) -> None:
         """Refuse a model that cannot search, and refreshes that would use other prompts than the first mining did."""
         if check_retriever(self._targets, trained, self.retriever) and self.schedule is None:
-            warn_of_idle_refreshes(self._targets)
+            warn_of_idle_refreshes(self._targets, trained)
         if self.retriever is not None:
             return
         if trained is None:
@@ -320,7 +321,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             now = self._in_force(target, step)
             if only_if_changed and target.hard_negatives.report.config == now.config.to_dict():
                 continue
-            model, encodings = self._searched_with(target, args, trained, now.config)
+            model, encodings = searched_with(self.retriever, trained, target, args, now.config)
             rescorer, is_frozen = rescorer_of(trained, args, target.dataset_name), model is not trained
             request = Request(target, model, encodings, now, step, is_frozen=is_frozen, waits=waits, rescorer=rescorer)
             if self.economy.skips(request, self.trainer, state, control):
@@ -339,15 +340,6 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             metrics["mining/staleness"] = step - request.step
             log_metrics(request.target.logged(metrics), self.trainer, state, control)
             self._mined_at = step
-
-    def _searched_with(
-        self, target: Target, args: TrainingArguments, trained: Any, config: MiningConfig
-    ) -> tuple[Any, Encodings]:
-        """Return the model to search with, and its prompts and routes."""
-        if self.retriever is not None:
-            # Another model has prompts of its own.
-            return self.retriever, Encodings.from_config(config, target.hard_negatives.batch_size)
-        return trained, training_encodings(target.hard_negatives, args, target.dataset_name, config)
 
     def _log_masked_shares(self, control: TrainerControl) -> None:
         if control.should_log and self.trainer is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from st_hardneg.candidates import Mining
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.dense import as_found
+from st_hardneg.encoders.multi_vector import is_multi_vector
 from st_hardneg.encoders.precision import half_precision
 from st_hardneg.encoders.reuse import Reuse
 from st_hardneg.encoders.tokens import kept_tokens
@@ -18,6 +19,7 @@ from st_hardneg.report import MiningReport
 from st_hardneg.training.curriculum import InForce
 from st_hardneg.training.ranks import KeepAlive, from_first_rank, shared_inference
 from st_hardneg.training.rescoring import TrainedCrossEncoder
+from st_hardneg.training.searching import module_of
 from st_hardneg.training.targets import Target
 
 if TYPE_CHECKING:
@@ -137,7 +139,8 @@ class InlineRefresher:
     def start(self, request: Request, args: TrainingArguments, trainer: Trainer | None) -> None:
         """Mine."""
         sharded = is_sharded(trainer)
-        models, rescorer = [request.model], request.rescorer
+        module, rescorer = module_of(request.model), request.rescorer
+        models = [module]
         if rescorer is not None:
             models.append(rescorer.model)
         keep_alive = None
@@ -147,8 +150,8 @@ class InlineRefresher:
         # Sharded models have to run on every rank, as in the trainer's own evaluation.
         is_served = args.process_index > 0
         with (
-            half_precision(request.model, request.half_precision),
-            kept_tokens(request.model if is_served else None, self._kept),
+            half_precision(module, request.half_precision),
+            kept_tokens(module if is_served else None, self._kept),
             as_found(models[-1]),
             shared_inference(models, enabled=not sharded) as is_mining,
         ):
@@ -187,12 +190,15 @@ def _warn_of_last_resorts(report: MiningReport) -> None:
         )
 
 
-def warn_of_idle_refreshes(targets: Sequence[Target]) -> None:
+def warn_of_idle_refreshes(targets: Sequence[Target], trained: Any = None) -> None:
     """Say so if refreshes with a frozen model will find the same negatives again and again.
 
     Args:
         targets: The datasets that are refreshed, none of whose fields are scheduled.
+        trained: The model in training, which may compare what the frozen one finds.
     """
+    if is_multi_vector(trained):
+        return
     for target in targets:
         hard_negatives = target.hard_negatives
         config = hard_negatives.config

@@ -20,7 +20,7 @@ def main() -> None:
     arguments = options.parse_args()
     bench = Bench(arguments)
     arms = {"in the loop": {}, "background": {"background": True}}
-    shares: dict[str, list[float]] = {"of an epoch": [], "of the loop": []}
+    shares: dict[str, list[float]] = {name: [] for name in ("of an epoch", "of the loop", *(f"cpu {x}" for x in arms))}
     ndcg: dict[str, list[float]] = {name: [] for name in arms}
     for seed in arguments.seeds:
         found = {}
@@ -28,12 +28,16 @@ def main() -> None:
             found[name] = bench.train(seed, mining_strategy="epoch", **mining)
             ndcg[name].append(found[name].ndcg)
         inline, background = found["in the loop"], found["background"]
-        shares["of an epoch"].append(inline.stop / inline.epoch)
-        shares["of the loop"].append(background.stop / inline.stop)
+        shares["of an epoch"].append(inline.stop[0] / inline.epoch[0])
+        shares["of the loop"].append(background.stop[0] / inline.stop[0])
+        shares["cpu in the loop"].append(inline.stop[1] / inline.epoch[1])
+        shares["cpu background"].append(background.stop[1] / inline.stop[1])
         print(
-            f"seed {seed}: epoch {inline.epoch:.2f} s; refresh in the loop {inline.stop:.3f} s, "
-            f"{shares['of an epoch'][-1]:.1%} of it; the loop stops for one in the background {background.stop * 1e3:.1f} "
-            f"ms, {shares['of the loop'][-1]:.2%} of that; put in force {background.staleness} steps later; nDCG@10 "
+            f"seed {seed}: epoch {inline.epoch[0]:.2f} s (processor {inline.epoch[1]:.2f}); refresh in the loop "
+            f"{inline.stop[0]:.3f} s ({inline.stop[1]:.3f}), {shares['of an epoch'][-1]:.1%} "
+            f"({shares['cpu in the loop'][-1]:.1%}) of it; the loop stops for one in the background "
+            f"{background.stop[0] * 1e3:.1f} ms ({background.stop[1] * 1e3:.1f}), {shares['of the loop'][-1]:.2%} "
+            f"({shares['cpu background'][-1]:.2%}) of that; put in force {background.staleness} steps later; nDCG@10 "
             f"{inline.ndcg:.4f} and {background.ndcg:.4f}"
         )
     means = {name: mean(values) for name, values in {**shares, **ndcg}.items()}

@@ -129,8 +129,11 @@ def run(
     if encoded is not None:
         infer = model._inference
         model._inference = lambda inputs, **given: encoded.append(len(inputs)) or infer(inputs, **given)
+    callback = dict(callback or {})
+    if callable(getattr(callback.get("retriever"), "found_for", None)):
+        callback["retriever"] = callback["retriever"].found_for(model)
     loss = ranking_loss(kind, model) if make_loss is None else make_loss(model)
-    recorder, watched = Recorder(loss), Watched(hard_negatives, **{"mining_steps": 3, **(callback or {})})
+    recorder, watched = Recorder(loss), Watched(hard_negatives, **{"mining_steps": 3, **callback})
     trainer_class, args_class = TRAINERS[kind]
     defaults = {
         "per_device_train_batch_size": 4,

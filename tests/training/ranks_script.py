@@ -4,7 +4,8 @@ Arguments: output folder, and optionally one of these: "fail-0" or "fail-1", the
 refresh; "kill-0" or "kill-1", the rank that is killed there; "resume", go on from the last checkpoint; "slow" or
 "slow-silent", a search that takes longer than the ranks wait, with signs of life or without; "schedule", three epochs
 with more negatives from epoch to epoch, in batches about one topic each; "drift", the second rank mines with other
-weights before the training; "other-rows", so that its live view has other rows, too.
+weights before the training; "other-rows", so that its live view has other rows, too; "background", refreshes in a second
+process of the first rank.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss, TripletLoss
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from transformers import TrainerCallback
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.samplers import TopicAwareBatchSampler
@@ -46,6 +48,18 @@ class SlowSearcher(ExactSearcher):
     def search(self, query_embeddings, k):
         time.sleep(self.seconds)
         return super().search(query_embeddings, k)
+
+
+class Slow(TrainerCallback):
+    """Lets the first rank wait for what goes on in the background, at every step but those that begin something."""
+
+    def __init__(self, mining):
+        self.mining = mining
+
+    def on_step_end(self, args, state, control, **kwargs):
+        job = self.mining._refresher._job
+        while state.is_world_process_zero and state.global_step % 2 and job is not None and job.answer is None:
+            time.sleep(0.01)
 
 
 def main() -> None:
@@ -97,7 +111,10 @@ def main() -> None:
     model._inference = counted
     model._create_model_card = lambda *_, **__: None  # it encodes, too
     schedule = {"num_shown": PerEpoch(1, add=1), "range_min": Linear(6, 0)} if is_scheduled else None
-    mining = MiningCallback(hard_negatives, mining_steps=6 if is_slow else 2, schedule=schedule)
+    in_background = failure == "background"
+    mining = MiningCallback(
+        hard_negatives, mining_steps=6 if is_slow else 2, schedule=schedule, background=in_background
+    )
     loss = MultipleNegativesRankingLoss(model) if is_scheduled else TripletLoss(model)
     batches: list[list[list[int]]] = []
     loss.register_forward_pre_hook(
@@ -121,7 +138,7 @@ def main() -> None:
         ),
         train_dataset=hard_negatives.as_dataset(),
         loss=loss,
-        callbacks=[mining],
+        callbacks=[mining, Slow(mining)] if in_background else [mining],
     )
     trainer.train(resume_from_checkpoint=failure == "resume")
     view = hard_negatives.live.view

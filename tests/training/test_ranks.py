@@ -265,3 +265,16 @@ def test_signs_of_life_come_when_it_is_time(monkeypatch):
     for now[0] in (1.0, 59.0, 61.0, 100.0, 122.0):
         keep_alive()
     assert encoded == [61.0, 122.0]
+
+
+def test_ranks_agree_when_a_mining_of_the_background_is_put_in_force(tmp_path):
+    """At the same steps, the same negatives: the losses of both ranks see one table."""
+    done = run(tmp_path, 2, "background")
+    assert done.returncode == 0, done.stderr[-3000:]
+    tables = [np.load(tmp_path / f"rank{rank}-of-2.npz") for rank in (0, 1)]
+    figures = [json.loads((tmp_path / f"rank{rank}-of-2.json").read_text()) for rank in (0, 1)]
+    for name in ("table", "ids", "weights"):
+        assert (tables[0][name] == tables[1][name]).all()
+    assert figures[0]["steps"] == figures[1]["steps"] == [2, 4, 6]
+    assert figures[0]["generation"] == figures[1]["generation"] == 3
+    assert figures[0]["first_table"] != tables[0]["table"].tolist()

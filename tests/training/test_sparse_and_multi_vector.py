@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.multi_vector_encoder import losses as multi_vector_losses
 from sentence_transformers.sparse_encoder import losses as sparse_losses
 
+from st_hardneg import LateInteraction
 from st_hardneg.losses import (
     SemiHardCachedMultiVectorMultipleNegativesRankingLoss,
     SemiHardMultipleNegativesRankingLoss,
@@ -73,6 +74,40 @@ def test_a_resumed_training_is_the_one_that_was_not_interrupted(kind, tmp_path):
     assert watched.negatives[12 - 3] == expected.negatives[12 - 3]
     for ours, theirs in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+class Late:
+    """A setting that is made when the model is there."""
+
+    def __init__(self, retriever):
+        self.retriever = retriever
+
+    def found_for(self, model):
+        return LateInteraction(model, self.retriever, first_stage_depth=30)
+
+
+@pytest.mark.parametrize("has_depth", [False, True])
+def test_a_retriever_finds_what_a_multi_vector_model_compares(has_depth, tmp_path):
+    """It encodes the corpus once; negatives follow the model in training, and the scores are its own."""
+    retriever = word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(1 + has_depth)))
+    encoded = []
+    infer = retriever._inference
+    retriever._inference = lambda inputs, **given: encoded.append(len(inputs)) or infer(inputs, **given)
+
+    recorder, watched, _ = run(
+        "multi-vector", tmp_path, callback={"retriever": Late(retriever) if has_depth else retriever}, max_steps=8
+    )
+    assert [report.step for report in watched.reports] == [3, 6] and watched.reports[0].similarity == "meanmaxsim"
+    assert all(report.churn > 0.0 for report in watched.reports)
+    assert sum(size for size in encoded if size > 100) == len(watched.hard_negatives.corpus)
+    assert all(generations(recorder, watched))
+
+
+def test_a_retriever_for_a_multi_vector_model_works_in_the_foreground(tmp_path):
+    """The second process has no part in it."""
+    retriever = word_model(WORDS, torch.randn(200, 16))
+    with pytest.raises(ValueError, match="`background` does not compare what a `retriever` finds"):
+        run("multi-vector", tmp_path, callback={"retriever": retriever, "background": True})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,123 @@
+"""Files that other tools read: FlagEmbedding's, Tevatron's, BEIR's, ids for ``resolve_ids``, and ST's four formats."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from datasets import Dataset
+
+from st_hardneg.candidates import Mining
+from st_hardneg.files.folders import write_folder
+from st_hardneg.formats import flag_embedding, ids, tevatron
+from st_hardneg.formats.records import Record, records_of, write_lines
+from st_hardneg.wrapping import Wrapped
+
+Layout = Literal["flag-embedding", "tevatron", "ids", "beir", "triplet", "n-tuple", "labeled-pair", "labeled-list"]
+
+_WRITERS = {".jsonl": "to_json", ".json": "to_json", ".parquet": "to_parquet", ".csv": "to_csv"}
+
+
+class ExportedDataset:
+    """The part of :class:`~st_hardneg.HardNegativeDataset` that writes files for other tools."""
+
+    _wrapped: Wrapped
+
+    def export(self, path: str | os.PathLike[str], layout: Layout = "flag-embedding") -> str:
+        """Write the negatives as other tools read them. Texts come back exactly as they are.
+
+        Args:
+            path: A file: JSON lines for ``"flag-embedding"`` and ``"tevatron"``; `.jsonl`, `.parquet` or `.csv` for the
+                four formats of Sentence Transformers. A folder for ``"ids"`` (`train`, `queries` and `documents`
+                as Parquet) and for
+                ``"beir"`` (`corpus.jsonl`, `queries.jsonl`, `qrels/train.tsv`, and the negatives in `negatives.tsv`).
+            layout: Which. In those of other projects a line is a query with all of its right answers and negatives; rows,
+                ids, scores and weights stand beside the texts. Texts that only stand in are left out.
+
+        Returns:
+            The path.
+
+        Raises:
+            NotMinedError: If nothing was mined yet.
+            ValueError: If there is no such layout, or the file's ending says another kind.
+            FileExistsError: If the folder holds something else.
+            OSError: If it cannot be written; what was there before stays.
+        """
+        mining: Mining = self._mined("export()")  # type: ignore[attr-defined]
+        path = os.fspath(path)
+        if layout not in get_args(Layout):
+            raise ValueError(f"Expected `layout` to be one of {list(get_args(Layout))}, got {layout!r}.")
+        wrapped = self._wrapped
+        weights = None if wrapped.rows.weights is None else wrapped.rows.dataset.with_format(None)["weight"][:]
+        records = records_of(mining, wrapped.pairs, wrapped.corpus, weights)
+        if layout in ("flag-embedding", "tevatron"):
+            line_of = {"flag-embedding": flag_embedding.line_of, "tevatron": tevatron.line_of}[layout]
+            write_lines(path, (line for line in map(line_of, records) if line is not None))
+        elif layout == "ids":
+            _write_new_folder(path, lambda folder: _write_tables(folder, ids.tables_of(records)))
+        elif layout == "beir":
+            _write_new_folder(path, lambda folder: _write_beir(folder, list(records)))
+        else:
+            _write_table(path, self.to_dataset(layout))  # type: ignore[attr-defined]
+        return path
+
+
+def _write_new_folder(path: str, write: Any) -> None:
+    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise FileExistsError(f"Expected {path!r} to be a new or empty folder, got one with content. Name another one.")
+    write_folder(path, write)
+
+
+def _write_tables(folder: str, tables: dict[str, Dataset]) -> None:
+    for name, table in tables.items():
+        table.to_parquet(os.path.join(folder, f"{name}.parquet"))
+
+
+def _write_table(path: str, dataset: Dataset) -> None:
+    ending = os.path.splitext(path)[1]
+    if ending not in _WRITERS:
+        raise ValueError(f"Expected a file that ends in one of {list(_WRITERS)}, got {path!r}.")
+    partial = f"{path}.partial"
+    getattr(dataset, _WRITERS[ending])(partial)
+    os.replace(partial, path)
+
+
+def _write_beir(folder: str, records: list[Record]) -> None:
+    texts = {one.id: one.text for record in records for one in (*record.positives, *record.negatives)}
+    write_lines(
+        os.path.join(folder, "corpus.jsonl"), ({"_id": name, "title": "", "text": text} for name, text in texts.items())
+    )
+    write_lines(os.path.join(folder, "queries.jsonl"), ({"_id": record.id, "text": record.query} for record in records))
+    os.makedirs(os.path.join(folder, "qrels"))
+    judged = [(record.id, one) for record in records for one in record.positives]
+    grades = _grades([1.0 if one.weight is None else one.weight for _, one in judged])
+    with_grades = [(query, one.id, grade) for (query, one), grade in zip(judged, grades, strict=True)]
+    _write_tsv(os.path.join(folder, "qrels", "train.tsv"), with_grades)
+    _write_tsv(
+        os.path.join(folder, "negatives.tsv"),
+        [(record.id, one.id, one.score) for record in records for one in record.negatives],
+    )
+
+
+def _grades(weights: list[float]) -> list[int]:
+    """Return whole grades whose shares of the highest are these weights.
+
+    Raises:
+        ValueError: If there are none up to 1 000.
+    """
+    highest = max(weights, default=1.0) or 1.0
+    for most in range(1, 1_001):
+        grades = [weight / highest * most for weight in weights]
+        if all(abs(grade - round(grade)) < 1e-6 for grade in grades):
+            return [round(grade) for grade in grades]
+    raise ValueError(
+        "Expected weights that are shares of whole grades, as BEIR's `qrels` hold them, got others. Use another layout."
+    )
+
+
+def _write_tsv(path: str, rows: Iterable[tuple[Any, Any, Any]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        file.writelines(f"{query}\t{document}\t{json.dumps(score)}\n" for query, document, score in rows)

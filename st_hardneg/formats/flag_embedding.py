@@ -1,0 +1,69 @@
+"""FlagEmbedding's files: JSON lines of query, pos, neg, pos_scores and neg_scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from st_hardneg.formats.records import Record, Text, list_in, number_or_none, read_lines, text_in
+
+
+def line_of(record: Record) -> dict[str, Any] | None:
+    """Return a query as a line; None for one without negatives, which FlagEmbedding cannot draw from."""
+    if not record.negatives:
+        return None
+    line: dict[str, Any] = {
+        "query": record.query,
+        "pos": [one.text for one in record.positives],
+        "neg": [one.text for one in record.negatives],
+        "pos_scores": [one.score for one in record.positives],
+        "neg_scores": [one.score for one in record.negatives],
+        "query_id": record.id,
+        "pos_id": [one.id for one in record.positives],
+        "neg_id": [one.id for one in record.negatives],
+        "rows": [one.row for one in record.positives],
+    }
+    if all(one.weight is not None for one in record.positives):
+        line["pos_weights"] = [one.weight for one in record.positives]
+    return line
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """Yield the queries of a file; ids, rows and scores are read where there are some.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not in this layout; its number is named.
+    """
+    for number, row in read_lines(path):
+        query = text_in(row, "query", path, number)
+        pos, neg = (list_in(row, name, path, number) for name in ("pos", "neg"))
+        if pos is None:
+            raise ValueError(
+                f"Expected right answers as 'pos' in line {number} of {path!r}, got the keys {sorted(row)}."
+            )
+        identifier = row.get("query_id", row.get("id"))
+        yield Record(
+            query,
+            None if identifier is None else str(identifier),
+            list(_texts(row, "pos", pos, path, number)),
+            list(_texts(row, "neg", neg or [], path, number)),
+        )
+
+
+def _texts(row: dict[str, Any], name: str, texts: list[Any], path: str, number: int) -> Iterator[Text]:
+    ids = list_in(row, f"{name}_id", path, number, len(texts)) or [None] * len(texts)
+    scores = list_in(row, f"{name}_scores", path, number, len(texts)) or [None] * len(texts)
+    rows = (list_in(row, "rows", path, number, len(texts)) if name == "pos" else None) or [None] * len(texts)
+    weights = (list_in(row, "pos_weights", path, number, len(texts)) if name == "pos" else None) or [None] * len(texts)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"Expected texts in {name!r} of line {number} of {path!r}, got {text!r}.")
+        identifier, of_row = ids[place], rows[place]
+        yield Text(
+            text,
+            None if identifier is None else str(identifier),
+            number_or_none(scores[place]),
+            of_row if isinstance(of_row, int) else None,
+            number_or_none(weights[place]),
+        )

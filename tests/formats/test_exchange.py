@@ -1,0 +1,250 @@
+"""Files of other tools, written and read back: every text as it was, ids, rows, scores and weights beside it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset, load_dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, NotMinedError
+from st_hardneg.formats import flag_embedding, ids, tevatron
+from st_hardneg.formats.records import Record, Text, write_lines
+
+NASTY = [
+    'a "quoted" text\nof two lines\r\nand a tab\t.',
+    "emoji 👩‍👩‍👧‍👦 and 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \u2028 line separator \u0085 next line",
+    "مرحبا بالعالم \u202eright to left\u202c שלום",
+    "x" * 100_000,
+    " leading and trailing ",
+    "comma, semicolon; 'quote' \\ backslash {\"json\": [1]}",
+    "nul \x00 and bell \x07",
+    "e\u0301 decomposed and \u00e9 composed",
+]
+TEXTS = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip()),
+)
+SCORES = st.floats(-1, 1, allow_nan=False, width=32)
+
+
+@st.composite
+def records(draw) -> list[Record]:
+    found, number = [], 0
+    for query in range(draw(st.integers(1, 4))):
+        positives = []
+        for _ in range(draw(st.integers(1, 3))):
+            text, score = draw(TEXTS), draw(SCORES)
+            positives.append(Text(text, f"d{number}", score, number, draw(st.floats(0, 1, width=32))))
+            number += 1
+        negatives = [Text(draw(TEXTS), f"n{query}-{place}", draw(SCORES)) for place in range(draw(st.integers(1, 3)))]
+        found.append(Record(draw(TEXTS), f"q{query}", positives, negatives))
+    return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=records())
+@pytest.mark.parametrize("room", [flag_embedding, tevatron])
+def test_lines_come_back_as_they_were(room, found, tmp_path):
+    """Of FlagEmbedding and Tevatron, whatever stands in the texts."""
+    path = str(tmp_path / "lines.jsonl")
+    write_lines(path, map(room.line_of, found))
+    assert list(room.read_records(path)) == found
+    assert len((tmp_path / "lines.jsonl").read_text(encoding="utf-8").splitlines()) == len(found)
+    hosts = [
+        row["query"] for row in load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "c"))
+    ]
+    assert hosts == [one.query for one in found]
+
+
+@settings(max_examples=40, deadline=None)
+@given(found=records())
+def test_ids_come_back_as_they_were(found):
+    """Of rows of ids with their texts beside them."""
+    tables = ids.tables_of(found)
+    assert list(ids.records_by_id(tables["train"], tables["queries"], tables["documents"])) == found
+
+
+@pytest.fixture
+def mined(bag_of_words) -> HardNegativeDataset:
+    """Nasty texts with grades, some queries with several right answers."""
+    anchors = [f"w{place} w{place + 1} {text}" for place, text in enumerate(NASTY)] * 2
+    positives = [f"{text} w{place} w{place + 1}" for place, text in enumerate(NASTY)]
+    positives += [f"another w{place} w{place + 1} {text}" for place, text in enumerate(NASTY)]
+    weights = [1.0 if place % 3 else 0.5 for place in range(len(anchors))]
+    pairs = Dataset.from_dict({"anchor": anchors, "positive": positives, "weight": weights})
+    corpus = {f"doc {place}": f"{text} w{place + 40} {place}" for place, text in enumerate(NASTY * 3)}
+    dataset = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=3))
+    dataset.mine(bag_of_words, show_progress_bar=False)
+    return dataset
+
+
+def negatives_of(dataset: HardNegativeDataset) -> list[list[str]]:
+    return [dataset.corpus.texts.take(row[row >= 0]) for row in dataset.negative_ids]
+
+
+def given_of(dataset: HardNegativeDataset) -> list[list[str]]:
+    names = [
+        name
+        for name in dataset._wrapped.rows.dataset.column_names
+        if name.startswith("negative_") and name[-1].isdigit()
+    ]
+    return [[row[name] for name in names if row[name] is not None] for row in dataset._wrapped.rows.dataset]
+
+
+@pytest.mark.parametrize(
+    ("layout", "read"),
+    [
+        ("flag-embedding", HardNegativeDataset.from_flag_embedding),
+        ("tevatron", HardNegativeDataset.from_tevatron),
+        ("ids", HardNegativeDataset.from_ids),
+    ],
+)
+def test_a_dataset_comes_back(mined, layout, read, tmp_path, bag_of_words):
+    """Rows in their order, negatives, weights, ids and scores; and it can be mined again."""
+    path = mined.export(tmp_path / "out", layout)
+    found = read(path)
+    assert list(found.known_pairs()) == list(mined.known_pairs())
+    assert given_of(found) == negatives_of(mined)
+    rows = found._wrapped.rows.dataset
+    assert rows["weight"][:] == mined._wrapped.rows.dataset["weight"][:]
+    np.testing.assert_array_equal(
+        np.array(rows["positive_score"][:], np.float32), mined.live.mining.positive_similarities.numpy()
+    )
+    expected = [[one for one in row if np.isfinite(one)] for row in mined.negative_scores.tolist()]
+    assert rows["negative_scores"][:] == expected
+    ours = set(found.corpus.given["_id"][:])
+    assert ours == {one for row in mined.provenance() for one in [row["positive_id"], *row["negative_ids"]] if one}
+    with_given = read(path, MiningConfig(num_negatives=3, sources={"given": 3}))
+    with_given.mine(bag_of_words, show_progress_bar=False)
+    assert [sorted(row) for row in negatives_of(with_given)] == [sorted(row) for row in negatives_of(mined)]
+
+
+def test_beir_comes_back(mined, tmp_path):
+    """Pairs, grades and every text; the negatives lie beside them."""
+    path = mined.export(tmp_path / "out", "beir")
+    found = HardNegativeDataset.from_beir(path)
+    strip = sorted((anchor.strip(), positive.strip()) for anchor, positive in mined.known_pairs())
+    assert sorted((anchor.strip(), positive.strip()) for anchor, positive in found.known_pairs()) == strip
+    weights = dict(zip(mined.known_pairs(), mined._wrapped.rows.dataset["weight"][:], strict=True))
+    for row in found._wrapped.rows.dataset:
+        assert any(
+            a.strip() == row["anchor"].strip() and b.strip() == row["positive"].strip() and w == row["weight"]
+            for (a, b), w in weights.items()
+        )
+    assert len((tmp_path / "out" / "negatives.tsv").read_text().splitlines()) == 1 + 3 * mined.num_queries
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+@pytest.mark.parametrize("layout", ["triplet", "n-tuple", "labeled-pair", "labeled-list"])
+def test_the_formats_of_sentence_transformers_come_back(mined, layout, ending, tmp_path):
+    """As `load_dataset` reads them; lists do not fit into CSV."""
+    if (layout, ending) == ("labeled-list", "csv"):
+        return
+    path = mined.export(tmp_path / f"out.{ending}", layout)
+    kind = {"jsonl": "json"}.get(ending, ending)
+    found = load_dataset(kind, data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    expected = mined.to_dataset(layout)
+    if ending == "csv":  # CSV has no way to keep a carriage return or a NUL apart
+        assert len(found) == len(expected) and found.column_names == expected.column_names
+    else:
+        assert found.to_dict() == expected.to_dict()
+
+
+def test_candidates_of_others_are_chosen_from(tmp_path):
+    """Lists with scores are a pool: a margin picks from them without a model; what was not measured is refused."""
+    train = Dataset.from_dict(
+        {
+            "query_id": ["q1", "q2"],
+            "document_ids": ["['a', 'b', 'c']", "['c', 'a', 'd']"],
+            "scores": ["[0.9, 0.5, 0.88]", "[0.8, 0.7, 0.1]"],
+        }
+    )
+    queries = Dataset.from_dict({"query_id": ["q1", "q2"], "query": ["one", "two"]})
+    documents = {name: f"text {name}" for name in "abcd"}
+    found = HardNegativeDataset.from_ids(train, queries, documents)
+    rows = found.candidates()
+    assert rows["document_ids"][:] == [["a", "c", "b"], ["c", "a", "d"]] and rows["num_positives"][:] == [1, 1]
+    chosen = found.choose(MiningConfig(num_negatives=1, relative_margin=0.05))
+    assert negatives_of(chosen) == [["text b"], ["text a"]]
+    assert chosen.negative_scores.tolist() == [[0.5], [pytest.approx(0.7)]]
+    with pytest.raises(ValueError, match="which was not measured"):
+        found.choose()
+    with pytest.raises(NotMinedError):
+        HardNegativeDataset.from_ids(train.remove_columns("scores"), queries, documents).candidates()
+
+
+BAD = [
+    ("flag_embedding", b'{"query": "q", "pos": ["p"]}\n{"query": "q", "pos": [', "line 2"),
+    ("flag_embedding", b'{"query": "q", "pos": ["p"]}\n\n["q"]', "line 3"),
+    ("flag_embedding", b'{"query": "q"}', "Expected right answers as 'pos' in line 1"),
+    ("flag_embedding", b'{"query": 3, "pos": ["p"]}', "Expected a text as 'query' in line 1"),
+    ("flag_embedding", b'{"query": "q", "pos": ["p", null]}', "Expected texts in 'pos' of line 1"),
+    ("flag_embedding", b'{"query": "q", "pos": ["p"], "pos_scores": [1, 2]}', "Expected a list of 1 as 'pos_scores'"),
+    ("flag_embedding", '{"query": "é", "pos": ["p"]}'.encode("latin-1"), "Expected UTF-8 in .* in line 1"),
+    ("flag_embedding", b"", "Expected queries with a right answer"),
+    ("flag_embedding", b'{"query": "q", "pos": ["a", "b"], "pos_id": ["1", "1"]}', "Expected one text per id"),
+    ("tevatron", b'{"query": "q", "positive_passages": ["p"]}', "Expected objects in 'positive_passages' of line 1"),
+    ("tevatron", b'{"query": "q", "pos": []}', "Expected 'positive_passages' in line 1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "content", "words"), BAD)
+def test_bad_lines_are_named(kind, content, words, tmp_path):
+    """With the number of the line, and what to do."""
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        getattr(HardNegativeDataset, f"from_{kind}")(tmp_path / "bad.jsonl")
+    with pytest.raises(FileNotFoundError, match="Check the path"):
+        getattr(HardNegativeDataset, f"from_{kind}")(tmp_path / "none.jsonl")
+
+
+def test_bad_tables_of_ids():
+    """Each with what is wrong with it."""
+    good = {"query_id": ["q"], "document_ids": [["a", "b"]], "scores": [[1.0, 0.5]]}
+    for changes, words in (
+        ({"document_ids": [["a", "z"]]}, "Expected a text in `documents` for the id 'z'"),
+        ({"scores": [[1.0]]}, "Expected as many scores as documents"),
+        ({"query_id": ["x"]}, "Expected a text in `queries` for the id 'x'"),
+        ({"document_ids": ["no list"]}, "Expected a list in row 0"),
+        ({"num_positives": [5]}, "and a right answer among them"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            HardNegativeDataset.from_ids(
+                Dataset.from_dict({**good, **changes}), {"q": "query"}, {"a": "one", "b": "two"}
+            )
+    with pytest.raises(ValueError, match="Expected columns `query_id` and `document_ids`"):
+        HardNegativeDataset.from_ids(Dataset.from_dict({"a": ["x"]}), {}, {})
+    with pytest.raises(TypeError, match="Expected `queries` as a dictionary"):
+        HardNegativeDataset.from_ids(Dataset.from_dict(good), [], {})
+    twice = Dataset.from_dict({"document_id": ["a", "a"], "document": ["one", "two"]})
+    with pytest.raises(ValueError, match="Expected one text per id in `documents`"):
+        HardNegativeDataset.from_ids(Dataset.from_dict(good), {"q": "query"}, twice)
+
+
+def test_what_cannot_be_written(mined, tmp_path, monkeypatch):
+    """The old file stays, and nothing lies about."""
+    with pytest.raises(ValueError, match="Expected `layout` to be one of"):
+        mined.export(tmp_path / "out", "trec")
+    with pytest.raises(ValueError, match="Expected a file that ends in"):
+        mined.export(tmp_path / "out.xml", "triplet")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "theirs").write_text("theirs")
+    with pytest.raises(FileExistsError, match="to be a new or empty folder"):
+        mined.export(tmp_path / "full", "ids")
+    path = mined.export(tmp_path / "out.jsonl")
+    before = (tmp_path / "out.jsonl").read_bytes()
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mined.export(path)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["full", "out.jsonl"]
+
+
+def test_nothing_is_exported_before_it_is_mined(word_pairs, tmp_path):
+    """It says to mine first."""
+    with pytest.raises((NotMinedError, MiningError), match=r"Call `\.mine"):
+        HardNegativeDataset(word_pairs).export(tmp_path / "out")
