@@ -16,6 +16,7 @@ from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.hosts import BatchSamplers, GroupByLabelBatchSampler
 from st_hardneg.live.dataset import live_views
 from st_hardneg.losses.masking import losses_with_known_positives
+from st_hardneg.training.inputs import check_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 
 def check_losses(loss: Any, dataset: Any, train_dataset: Any = None) -> None:
-    """Raise if a loss masks the known positives of another dataset than it is trained on: ids would mean other texts.
+    """Raise if a loss cannot read what it is trained on, or masks the known positives of another dataset.
 
     Args:
         loss: The trainer's loss, or losses by dataset name.
@@ -205,8 +206,9 @@ def check_losses(loss: Any, dataset: Any, train_dataset: Any = None) -> None:
         train_dataset: What the trainer was given: one dataset, or several by name.
 
     Raises:
-        ValueError: If so; both are named.
+        ValueError: If so; what would work is named.
     """
+    check_inputs(loss, dataset if train_dataset is None else train_dataset)
     trained = trained_datasets(dataset, train_dataset)
     for loss_name, module in losses_with_known_positives(loss):
         for dataset_name, hard_negatives in trained:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from st_hardneg.corpus.texts import TextColumn
+from st_hardneg.live.dataset import LiveDataset
 from st_hardneg.live.table import NegativeTable
 from st_hardneg.live.view import LiveView
 from tests.live.views import dataset_of
@@ -101,3 +103,57 @@ def test_soak(refreshes, workers, rows):
     del loader
     gc.collect()
     assert not multiprocessing.active_children()
+
+
+class Mismatches:
+    """Turns a batch into (rows, texts whose score is not the one that was given for them)."""
+
+    def __call__(self, rows: list[dict]) -> tuple[int, int]:
+        wrong = 0
+        for row in rows:
+            texts = [row[f"negative_{slot + 1}"] for slot in range(WIDTH)]
+            wrong += sum(text != f"round {score:.0f}" for text, score in zip(texts, row["scores"][1:], strict=True))
+            wrong += row["scores"][0] != -1.0
+        return len(rows), wrong
+
+
+@pytest.mark.training
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize(("refreshes", "rows"), [(50, 50_000), pytest.param(1000, 5_000_000, marks=pytest.mark.slow)])
+def test_soak_of_scores(refreshes, rows):
+    """The scores that are read belong to the texts that are read, while the table is written at full speed."""
+    view = LiveView(
+        TextColumn.of([f"anchor {i}" for i in range(ROWS)]),
+        TextColumn.of([f"positive {i}" for i in range(ROWS)]),
+        TextColumn.of([f"round {number}" for number in range(refreshes + 1)]),
+        NegativeTable(ids_of_round(0)),
+        "anchor",
+        "positive",
+        *(np.zeros(ROWS, dtype=np.int64),) * 3,
+    )
+
+    def scores_of(number: int) -> np.ndarray:
+        return np.tile(np.float32([-1.0, *[number] * WIDTH]), (ROWS, 1))
+
+    view.table.add_scores(scores_of(0))
+    dataset = LiveDataset.of(view, np.arange(ROWS), Dataset.from_dict({"anchor": ["a"]}), with_scores=True)
+    loader = DataLoader(
+        dataset, batch_size=BATCH, num_workers=2, collate_fn=Mismatches(), multiprocessing_context="fork"
+    )
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(1, refreshes + 1):
+            view.table.write(ids_of_round(number), scores_of(number))
+            done.wait(0.001)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    read = mismatches = 0
+    while read < rows or writer.is_alive():
+        for count, wrong in loader:
+            read, mismatches = read + count, mismatches + wrong
+    writer.join()
+    print(f"{refreshes} refreshes, {read:,} rows, {mismatches} mismatches")
+    assert mismatches == 0 and read >= rows
+    assert dataset[0]["scores"] == [-1.0, *[float(refreshes)] * WIDTH]
