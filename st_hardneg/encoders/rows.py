@@ -15,8 +15,9 @@ class Rows(Protocol):
     What stands on disk, is sparse, or has several vectors a text is another; no base class. Blocks, which are what
     ``rows[...]`` and ``rows.split(...)`` give, are in memory, and are ``Rows`` again. What is no tensor also has a class
     method ``concatenated(parts)``, and an encoder whose ``pairwise`` and ``score_function`` compare such blocks. Where
-    queries are of its kind, it has ``pairs_at_once``, how many pairs are best compared at once, ``cosine(left, right)`` of
-    pairs, ``are_equal(other)``, ``few_dimensions()`` for clusters, and ``searcher(given)``, what searches it in place of a
+    queries are of its kind, it has ``pairs_at_once``, how many pairs are best compared at once, ``worth_a_product``, up to
+    how many times as many pairs as are asked for all with all is the quicker way, ``cosine(left, right)`` of pairs,
+    ``are_equal(other)``, ``few_dimensions()`` for clusters, and ``searcher(given)``, what searches it in place of a
     searcher of dense vectors.
     """
 

@@ -65,7 +65,7 @@ class TokenRows:
     """
 
     device = torch.device("cpu")
-    pairs_at_once = 2_000_000
+    pairs_at_once, worth_a_product = 2_000_000, 2
 
     def __init__(self, bases: Sequence[TokenBase], which: Ids, places: Ids) -> None:
         self.bases, self.which, self.places = list(bases), which, places

@@ -195,7 +195,9 @@ class Scoring:
         counts = offsets[groups + 1] - offsets[groups]
         texts, place = found.corpus_ids.unique(return_inverse=True)
         num_pairs = int(counts[group_of_row].sum()) * found.corpus_ids.shape[1]
-        if int(counts.sum()) * len(texts) > _WORTH_A_PRODUCT * num_pairs:
+        # What has its products otherwise than by one of matrices says itself when all with all is worth it.
+        worth = getattr(self.vectors.queries, "worth_a_product", _WORTH_A_PRODUCT)
+        if int(counts.sum()) * len(texts) > worth * num_pairs:
             return self._pair_by_pair(found, offsets[groups][group_of_row], counts[group_of_row])
         # All positives of these groups, one group after the other.
         positives = torch.arange(int(counts.sum())) + (offsets[groups] - (counts.cumsum(0) - counts)).repeat_interleave(
