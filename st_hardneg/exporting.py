@@ -50,7 +50,8 @@ class ExportedDataset:
         if layout not in get_args(Layout):
             raise ValueError(f"Expected `layout` to be one of {list(get_args(Layout))}, got {layout!r}.")
         wrapped = self._wrapped
-        weights = None if wrapped.rows.weights is None else wrapped.rows.dataset.with_format(None)["weight"][:]
+        rows = wrapped.rows.dataset.with_format(None)
+        weights = rows["weight"][:] if "weight" in rows.column_names else None
         records = records_of(mining, wrapped.pairs, wrapped.corpus, weights)
         if layout in ("flag-embedding", "tevatron"):
             line_of = {"flag-embedding": flag_embedding.line_of, "tevatron": tevatron.line_of}[layout]

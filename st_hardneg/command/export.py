@@ -11,6 +11,7 @@ from typing import Any, get_args
 from datasets import Dataset
 
 from st_hardneg.command.inputs import saved
+from st_hardneg.exporting import Layout
 from st_hardneg.formats.sentence_transformers import OutputFormat
 
 
@@ -21,10 +22,14 @@ def run(asked: argparse.Namespace) -> None:
         ValueError: If there is no such format.
         OSError: If something cannot be read or written.
     """
-    known = [*get_args(OutputFormat), "provenance"]
+    others = [name for name in get_args(Layout) if name not in get_args(OutputFormat)]
+    known = [*get_args(OutputFormat), "provenance", *others]
     if asked.format not in known:
         raise ValueError(f"Expected `--format` to be one of {known}, got {asked.format!r}.")
     found: Any = saved(asked.dataset)
+    if asked.format in others:
+        print(f"{asked.format}: {found.export(asked.output, asked.format)}")
+        return
     if asked.format == "provenance":
         dataset = found.provenance()
     else:

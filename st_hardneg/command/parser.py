@@ -108,11 +108,8 @@ def _export(commands: Any) -> None:
     parser = _command(commands, "export", "write a mined dataset in another format", "export")
     parser.add_argument("dataset", help="folder that `mine` has written")
     parser.add_argument("output", help=".jsonl, .csv or .parquet file, or a folder for `load_from_disk`")
-    parser.add_argument(
-        "--format",
-        default="triplet",
-        help="triplet, n-tuple, labeled-pair, labeled-list or provenance (default: %(default)s)",
-    )
+    formats = "triplet, n-tuple, labeled-pair, labeled-list, provenance, flag-embedding, tevatron, ids or beir"
+    parser.add_argument("--format", default="triplet", help=f"{formats} (default: %(default)s)")
     parser.add_argument("--scores", action="store_true", help="with scores")
     parser.add_argument("--keep-columns", action="store_true", help="with the other columns of the dataset")
 

@@ -86,6 +86,9 @@ def test_from_a_csv_to_everything(place, capsys):
     assert main(["export", "mined", "tuples", "--format", "labeled-list"]) == 0
     assert load_from_disk("tuples").column_names == ["anchor", "positive", "labels"]
 
+    for name, path in (("flag-embedding", "f.jsonl"), ("tevatron", "v.jsonl"), ("ids", "ids"), ("beir", "beir")):
+        assert main(["export", "mined", path, "--format", name]) == 0 and os.path.exists(path)
+
     assert main(["push", "mined", "me/mine", "--dry-run", "published", "--format", "triplet"]) == 0
     assert "nothing was pushed" in capsys.readouterr().out and os.path.isfile("published/README.md")
 
