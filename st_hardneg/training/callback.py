@@ -27,6 +27,7 @@ from st_hardneg.training.curriculum import (
 )
 from st_hardneg.training.economy import Economy, RefreshScope
 from st_hardneg.training.histograms import log_first_histograms, log_refresh
+from st_hardneg.training.model_card import tell_card
 from st_hardneg.training.prompts import (
     check_mined_as_refreshed,
     check_trained_as_mined,
@@ -210,6 +211,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         self.economy.check(kwargs.get("model"), self.retriever)
         self._refresher.begin(self._targets, kwargs.get("model"), self.retriever, args, trainer)
         log_first_histograms(self._targets, trainer, state.global_step)
+        tell_card(kwargs.get("model"), self._targets, self._reported)
         warn_of_stale_hashes(args)
         self._timing.say_when(self.mining_steps)
 
@@ -338,6 +340,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         for request, mining in self._refresher.finished(step):
             report = request.put_in_force(mining)
             self._reported.append((request.target, report))
+            tell_card(getattr(self.trainer, "model", None), self._targets, self._reported)
             log_refresh(report, request, self._timing, self.trainer, state, control)
             self._mined_at = step
 
