@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
-from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor
 
 from st_hardneg.search import ExactSearcher, FaissSearcher, Searcher
@@ -108,6 +107,9 @@ class SparseRows:
 
     def few_dimensions(self) -> Tensor:
         """Return dense vectors of at most 128 dimensions, float32, whose angles are about those of these."""
+        # Takes a second to import, which only sparse models need.
+        from sklearn.random_projection import SparseRandomProjection
+
         few = min(_FEW_DIMENSIONS, self.shape[1])
         projection = SparseRandomProjection(few, random_state=0, dense_output=False).fit(self.parts[0][:1])
         return torch.from_numpy(np.concatenate([projection.transform(part).toarray() for part in self.parts])).float()
