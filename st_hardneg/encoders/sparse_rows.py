@@ -31,7 +31,7 @@ class SparseRows:
     """
 
     device = torch.device("cpu")
-    pairs_at_once, worth_a_product = 20_000, 30
+    pairs_at_once, worth_a_product = 4_000, 30
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = [part for part in parts if part.shape[0]] or [parts[0]]
