@@ -86,7 +86,7 @@ def remembered(model: nn.Module, recipe: Any, with_vectors: Callable[[str], str]
         f"{name}.{attribute}={id(value)}"
         for name, module in model.named_modules()
         for attribute, value in vars(module).items()
-        if callable(value) and not isinstance(value, nn.Module)
+        if callable(value) and not isinstance(value, nn.Module) and not getattr(value, "changes_no_vector", False)
     )
     state = recipe_fingerprint(weights_fingerprint(model), attributes_fingerprint(model), recipe)
     seen = _SEEN.setdefault(model, {})

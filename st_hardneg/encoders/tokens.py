@@ -56,6 +56,8 @@ class _Tokens:
 class _Lookup:
     """What stands in for a model's ``preprocess``."""
 
+    changes_no_vector = True
+
     real: Any
     tokens: _Tokens
     settings: bytes

@@ -75,7 +75,9 @@ def _counts(values: Tensor, edges: tuple[float, float] | None) -> dict[str, Any]
     values = values[values.isfinite()].float().cpu()
     if edges is None:
         edges = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    low, high = edges if edges[1] > edges[0] else (edges[0] - 0.5, edges[1] + 0.5)
+    # Scores that are all the same, but for how they were rounded, have bins of their own width.
+    is_wide = edges[1] - edges[0] > 1e-6 * max(1.0, abs(edges[0]), abs(edges[1]))
+    low, high = edges if is_wide else (edges[0] - 0.5, edges[1] + 0.5)
     counts, _ = np.histogram(values.numpy(), bins=_BINS, range=(low, high))
     return {"low": low, "high": high, "counts": counts.tolist()}
 
@@ -195,12 +197,14 @@ def _topics(anchors: Tensor, positives: Tensor, others: Tensor) -> dict[str, Any
 
 def _near_duplicates(positives: Tensor, others: Tensor, owner: Tensor) -> dict[str, Any]:
     """Count the negatives that nearly repeat another one of their row, or its right answer."""
-    same_row = owner[:, None] == owner[None, :]
-    alike = (others @ others.T >= NEAR) & same_row
-    alike.fill_diagonal_(False)
+    # Row by row: one product for all would take memory by the square of rows times negatives.
+    is_near = []
+    for row in others.split(torch.bincount(owner)[torch.unique_consecutive(owner)].tolist()):
+        alike = row @ row.T >= NEAR
+        is_near.append(alike.fill_diagonal_(False).any(dim=1))
     return {
         "cosine": NEAR,
-        "of_another": float(alike.any(dim=1).float().mean()),
+        "of_another": float(torch.cat(is_near).float().mean()),
         "of_the_positive": float(((others * positives[owner]).sum(dim=1) >= NEAR).float().mean()),
     }
 

@@ -27,7 +27,8 @@ def score_figure(positives: npt.NDArray[np.float32], negatives: npt.NDArray[np.f
     series = {"positive": _finite(positives), "negative": _finite(negatives)}
     every = np.concatenate(list(series.values()))
     low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
-    high = high if high > low else low + 1.0
+    # Scores that are all the same, but for how they were rounded, have bins of their own width.
+    high = high if high - low > 1e-6 * max(1.0, abs(low), abs(high)) else low + 1.0
     shares = {
         name: np.histogram(values, bins=_BINS, range=(low, high))[0] / max(1, len(values))
         for name, values in series.items()

@@ -112,7 +112,7 @@ def test_what_cannot_encode_is_refused(missing):
         HardNegativeDataset(rows_of(PAIRS)).mine(client)
 
 
-@pytest.mark.parametrize("name", ["CrossEncoder", "MultiVectorEncoder"])
+@pytest.mark.parametrize("name", ["CrossEncoder"])
 def test_models_that_cannot_search_are_told_apart_by_their_class(name):
     """Also by a class that derives from one."""
     kind = type("Mine", (type(name, (Client,), {}),), {})

