@@ -46,7 +46,7 @@ class Store:
         self.folder = folder
         ready = glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
         self.names = sorted(os.path.basename(path).removesuffix(".texts.npy") for path in ready)
-        digests = [np.load(self._path(f"{name}.texts")).view("V16").ravel() for name in self.names]
+        digests = [np.load(self._path(f"{name}.texts"), allow_pickle=False).view("V16").ravel() for name in self.names]
         self._starts = [0, *np.cumsum([len(some) for some in digests]).tolist()]
         # Sorted lists of digests and where these are, each at least as long as the next: one more costs little.
         self._sorted: list[tuple[Any, Ids]] = []
@@ -104,7 +104,7 @@ class Store:
         files, rows = self._files_and_rows(places)
         first = int(files[0])
         if bool((files == first).all()):
-            vectors: npt.NDArray[np.float32] = np.load(self._path(self.names[first]))
+            vectors: npt.NDArray[np.float32] = np.load(self._path(self.names[first]), allow_pickle=False)
             whole = len(rows) == len(vectors) and bool((rows == np.arange(len(rows))).all())
             return vectors if whole else vectors[rows]
         return self.read(places)
@@ -113,7 +113,7 @@ class Store:
         if number in self._opened:
             self._opened.move_to_end(number)
             return self._opened[number]
-        self._opened[number] = np.load(self._path(self.names[number]), mmap_mode="r")
+        self._opened[number] = np.load(self._path(self.names[number]), allow_pickle=False, mmap_mode="r")
         if len(self._opened) > _OPEN:
             self._opened.popitem(last=False)
         return self._opened[number]
