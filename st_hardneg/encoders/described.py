@@ -18,7 +18,8 @@ def describe_model(model: Any) -> dict[str, str]:
     described = {"kind": type(model).__name__}
     if name := _name(model):
         described["name"] = name
-    if isinstance(model, nn.Module):
+    # No rank has all weights of a model that is sharded over ranks.
+    if isinstance(model, nn.Module) and not any(hasattr(weights, "to_local") for weights in model.parameters()):
         described["weights"] = weights_fingerprint(model)
     return described
 

@@ -115,7 +115,7 @@ def main() -> None:
     mining = MiningCallback(
         hard_negatives, mining_steps=6 if is_slow else 2, schedule=schedule, background=in_background
     )
-    loss = MultipleNegativesRankingLoss(model) if is_scheduled else TripletLoss(model)
+    loss = MultipleNegativesRankingLoss(model) if is_scheduled or failure == "other-rows" else TripletLoss(model)
     batches: list[list[list[int]]] = []
     loss.register_forward_pre_hook(
         lambda _, given: batches.append([feature["input_ids"].tolist() for feature in given[0]])

@@ -220,7 +220,7 @@ def test_bad_arguments(arguments, error, message):
         MiningCallback(**arguments)
 
 
-@pytest.mark.parametrize("kind", ["SparseEncoder", "CrossEncoder", "MultiVectorEncoder"])
+@pytest.mark.parametrize("kind", ["CrossEncoder"])
 def test_models_that_cannot_search_are_refused_at_the_start(kind, tmp_path):
     """As a retriever when the callback is made, and as the model in training before the first step."""
     model = type(kind, (), {})()

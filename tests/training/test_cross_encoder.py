@@ -155,7 +155,8 @@ def test_a_resumed_training_is_the_same(name, at, tmp_path):
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     for column in ("ids", "cross_encoder_scores", "teacher_scores"):
         ours, theirs = (getattr(one.live.mining.negatives, column) for one in (found, expected))
-        assert np.array_equal(ours.numpy(), theirs.numpy(), equal_nan=True)
+        # The uninterrupted run keeps scores of pairs, so that others are scored beside each other.
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert [report.step for report in callback.reports] == [3, 6, 9]
 
 
