@@ -18,8 +18,8 @@ def describe_model(model: Any) -> dict[str, str]:
     described = {"kind": type(model).__name__}
     if name := _name(model):
         described["name"] = name
-    # No rank has all weights of a model that is sharded over ranks.
-    if isinstance(model, nn.Module) and not any(hasattr(weights, "to_local") for weights in model.parameters()):
+    # No rank has all weights of a model that is sharded over ranks, which only its state tells of at all times.
+    if isinstance(model, nn.Module) and not any(hasattr(one, "to_local") for one in model.state_dict().values()):
         described["weights"] = weights_fingerprint(model)
     return described
 
