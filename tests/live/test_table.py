@@ -232,3 +232,23 @@ def test_a_mapped_file_stands_in_where_shared_memory_is_too_small(monkeypatch, c
     del loader, table
     gc.collect()
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_read_with_the_negatives_of_their_mining():
+    """Positive's score first; `previous` reads both of before the last write; a pickled table reads the same memory."""
+    table = NegativeTable(np.zeros((3, 2), dtype=np.int64))
+    assert not table.has_scores
+    before = np.arange(9, dtype=np.float32).reshape(3, 3)
+    table.add_scores(before)
+    assert table.has_scores
+    ids, scores = table.read_scored(np.array([2, 0]))
+    assert ids.tolist() == [[0, 0], [0, 0]] and scores.tolist() == [[6.0, 7.0, 8.0], [0.0, 1.0, 2.0]]
+    table.write(np.arange(6).reshape(3, 2), before + 100)
+    for reader in (table, pickle.loads(pickle.dumps(table)), copy.deepcopy(table)):
+        ids, scores = reader.read_scored(np.array([1]))
+        assert ids.tolist() == [[2, 3]] and ids.dtype == np.int64
+        assert scores.tolist() == [[103.0, 104.0, 105.0]] and scores.dtype == np.float32
+        ids, scores = reader.read_scored(np.array([1]), previous=True)
+        assert ids.tolist() == [[0, 0]] and scores.tolist() == [[3.0, 4.0, 5.0]]
+    table.num_shown = 1
+    assert table.num_shown == 1 and table.generation == 1
