@@ -28,8 +28,8 @@ def examples() -> list[object]:
     for page in PAGES:
         blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for number, code in enumerate(blocks):
-            # A second process takes seconds to start.
-            marks = [pytest.mark.training] if "background=" in code else []
+            is_slow = "background=" in code or page.stem == "trainers"
+            marks = [pytest.mark.training] if is_slow else []
             found.append(pytest.param(page, code, id=f"{page.stem}-{number}", marks=marks))
     return found
 

@@ -141,6 +141,7 @@ def test_a_retriever_finds_the_candidates(kind):
     assert [size for size in encoded if size > 20] == [len(found.corpus)]
 
 
+@pytest.mark.training  # takes ten seconds or more
 def test_margins_and_bounds_go_by_the_mean(monkeypatch):
     """Short and long queries alike: the same bounds remove the same, whether the model's score is a sum or a mean."""
     for fields in (
@@ -165,6 +166,7 @@ def test_margins_and_bounds_go_by_the_mean(monkeypatch):
         assert -1.0 <= sums.report.scores["positive"]["mean"] <= 1.0
 
 
+@pytest.mark.training  # takes ten seconds or more
 def test_the_recommended_recipe_topics_and_both_spaces():
     """Adaptive bounds, clusters, and anchors that are searched with their tokens as queries."""
     found = {

@@ -92,6 +92,7 @@ def mined_pool(seed: int) -> HardNegativeDataset:
     return pool
 
 
+@pytest.mark.training  # takes ten seconds or more
 @settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(fields=RECIPES, is_recommended=st.booleans(), seed=st.integers(0, 2))
 def test_what_is_chosen_is_what_would_be_mined(fields, is_recommended, seed):
