@@ -6,15 +6,11 @@ The query is a docstring's summary line, the right answer is the rest of it. The
 
 from __future__ import annotations
 
-import ast
-import os
 import random
-import sysconfig
-from collections.abc import Iterator
 
 from datasets import Dataset
 
-_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__", "ensurepip"}
+from st_hardneg.command.docstrings import summaries_and_rests
 
 
 def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[str, str], dict[str, set[str]]]:
@@ -22,12 +18,7 @@ def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[
 
     Every rest of a docstring is in the corpus, those of the test queries included.
     """
-    pairs: dict[str, str] = {}
-    for docstring in sorted(set(docstrings_below(sysconfig.get_path("stdlib")))):
-        summary, _, rest = docstring.partition("\n\n")
-        summary, rest = " ".join(summary.split()), " ".join(rest.split())
-        if len(summary.split()) >= 3 and len(rest.split()) >= 8:
-            pairs.setdefault(summary, rest)
+    pairs = summaries_and_rests()
     documents = {text: f"doc{number}" for number, text in enumerate(dict.fromkeys(pairs.values()))}
     anchors = list(pairs)
     random.Random(0).shuffle(anchors)
@@ -39,25 +30,3 @@ def standard_library_pairs(num_test: int = 400) -> tuple[Dataset, Dataset, dict[
         queries,
         {query_id: {documents[pairs[anchor]]} for query_id, anchor in queries.items()},
     )
-
-
-def docstrings_below(folder: str) -> Iterator[str]:
-    """Yield the docstrings of all modules in a folder and below."""
-    for place, subfolders, files in os.walk(folder):
-        subfolders[:] = sorted(set(subfolders) - _SKIPPED)
-        for file in sorted(files):
-            if file.endswith(".py"):
-                yield from _docstrings_of(os.path.join(place, file))
-
-
-def _docstrings_of(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8") as source:
-            tree = ast.parse(source.read())
-    except (SyntaxError, UnicodeDecodeError, ValueError):  # files that are kept to test just that
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node)
-            if docstring:
-                yield docstring

@@ -22,7 +22,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 
 from datasets import Dataset
-from docstring_pairs import docstrings_below
+
+from st_hardneg.command.docstrings import docstrings_below
 
 RetrievalSet = tuple[Dataset, Dataset, dict[str, str], dict[str, set[str]]]
 """Training pairs, the corpus, test queries by id, and the ids of the right answers to each."""

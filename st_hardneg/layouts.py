@@ -49,7 +49,7 @@ class FromLayouts:
             FileNotFoundError: If the folder lacks a file.
             TypeError: If there are tables beside a folder, or a table is missing.
         """
-        corpus, queries, qrels = _beir_tables(corpus, queries, qrels, split)
+        corpus, queries, qrels = beir_tables(corpus, queries, qrels, split)
         pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
         return cls(pairs, documents, config, **options)  # type: ignore[call-arg]
 
@@ -142,8 +142,13 @@ class FromLayouts:
         return made
 
 
-def _beir_tables(corpus: Any, queries: Any, qrels: Any, split: str) -> tuple[BeirTable, BeirTable, BeirTable]:
-    """Return the tables, found in a folder if one is given."""
+def beir_tables(corpus: Any, queries: Any, qrels: Any, split: str) -> tuple[BeirTable, BeirTable, BeirTable]:
+    """Return the tables of a set in BEIR's layout, found in a folder if one is given.
+
+    Raises:
+        FileNotFoundError: If the folder lacks a file.
+        TypeError: If there are tables beside a folder, or a table is missing.
+    """
     is_folder = isinstance(corpus, (str, os.PathLike)) and os.path.isdir(corpus)
     if is_folder and queries is None and qrels is None:
         folder = Path(corpus)

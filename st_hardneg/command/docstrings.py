@@ -19,12 +19,7 @@ def docstring_pairs(num_pairs: int) -> tuple[Dataset, list[str], Dataset]:
     Args:
         num_pairs: How many training pairs, at most.
     """
-    pairs: dict[str, str] = {}
-    for docstring in sorted(set(_docstrings_below(sysconfig.get_path("stdlib")))):
-        summary, _, rest = docstring.partition("\n\n")
-        summary, rest = " ".join(summary.split()), " ".join(rest.split())
-        if len(summary.split()) >= 3 and len(rest.split()) >= 8:
-            pairs.setdefault(summary, rest)
+    pairs = summaries_and_rests()
     anchors = list(pairs)
     random.Random(0).shuffle(anchors)
     parts = anchors[:num_pairs], anchors[num_pairs : num_pairs + num_pairs // 5]
@@ -32,7 +27,19 @@ def docstring_pairs(num_pairs: int) -> tuple[Dataset, list[str], Dataset]:
     return train, list(dict.fromkeys(pairs[one] for some in parts for one in some)), held_out
 
 
-def _docstrings_below(folder: str) -> Iterator[str]:
+def summaries_and_rests() -> dict[str, str]:
+    """Return the rest of each docstring of the standard library by its summary, both on one line."""
+    pairs: dict[str, str] = {}
+    for docstring in sorted(set(docstrings_below(sysconfig.get_path("stdlib")))):
+        summary, _, rest = docstring.partition("\n\n")
+        summary, rest = " ".join(summary.split()), " ".join(rest.split())
+        if len(summary.split()) >= 3 and len(rest.split()) >= 8:
+            pairs.setdefault(summary, rest)
+    return pairs
+
+
+def docstrings_below(folder: str) -> Iterator[str]:
+    """Yield the docstrings of all modules in a folder and below."""
     for place, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED)
         for file in sorted(files):

@@ -26,6 +26,11 @@ def run(asked: argparse.Namespace) -> None:
     known = [*get_args(OutputFormat), "provenance", *others]
     if asked.format not in known:
         raise ValueError(f"Expected `--format` to be one of {known}, got {asked.format!r}.")
+    if asked.format not in get_args(OutputFormat) and (asked.scores or asked.keep_columns):
+        raise ValueError(
+            f"`--scores` and `--keep-columns` are for {list(get_args(OutputFormat))}; {asked.format!r} has scores where "
+            "its readers expect them. Leave them out."
+        )
     found: Any = saved(asked.dataset)
     if asked.format in others:
         print(f"{asked.format}: {found.export(asked.output, asked.format)}")

@@ -14,6 +14,7 @@ from st_hardneg.command.tables import read_table
 from st_hardneg.config import MiningConfig
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.formats.beir import read_beir
+from st_hardneg.layouts import beir_tables
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -50,7 +51,7 @@ def read_rows(path: str, run: dict[str, Any]) -> tuple[Dataset, Any]:
     if os.path.isdir(path):
         names = set(os.listdir(path))
         if {"corpus.jsonl", "corpus.jsonl.gz"} & names:
-            return _beir(path, names, split)
+            return read_beir(*beir_tables(path, None, None, split))
         if {"state.json", "dataset_dict.json"} & names:
             return _split_of(load_from_disk(path), split), None
         raise ValueError(
@@ -58,19 +59,6 @@ def read_rows(path: str, run: dict[str, Any]) -> tuple[Dataset, Any]:
             f"got {sorted(names)[:6] or 'an empty folder'}."
         )
     return _from_hub(path, run.get("subset"), split), None
-
-
-def _beir(path: str, names: set[str], split: str) -> tuple[Dataset, Dataset]:
-    def file(name: str) -> str:
-        there = next((one for one in (f"{path}/{name}", f"{path}/{name}.gz") if os.path.isfile(one)), None)
-        if there is None:
-            beside = sorted(os.listdir(f"{path}/qrels")) if os.path.isdir(f"{path}/qrels") else []
-            raise FileNotFoundError(
-                f"Expected `{name}` in {path!r}. In `qrels` there are {beside}; `--split` names one."
-            )
-        return there
-
-    return read_beir(file("corpus.jsonl"), file("queries.jsonl"), file(f"qrels/{split}.tsv"))
 
 
 def _split_of(found: Dataset | DatasetDict, split: str) -> Dataset:
@@ -107,6 +95,7 @@ def wrapped(path: str, recipe: dict[str, Any], run: dict[str, Any]) -> HardNegat
     options: dict[str, Any] = {name: run[name] for name in ("batch_size", "cache_folder", "use_faiss") if name in run}
     if "cross_encoder" in run:
         options["cross_encoder"] = load_cross_encoder(run["cross_encoder"])
+    _refuse_unused(path, run)
     if os.path.isdir(path) and is_saved(path):
         return _saved_with(path, recipe, options)
     config = make_config(recipe)
@@ -115,6 +104,26 @@ def wrapped(path: str, recipe: dict[str, Any], run: dict[str, Any]) -> HardNegat
         corpus = read_table(existing(run["corpus"], "corpus"))
     names: dict[str, Any] = {name: run.get(name) for name in ("anchor_column_name", "positive_column_name")}
     return HardNegativeDataset(rows, corpus, config, **names, **options)
+
+
+def _refuse_unused(path: str, run: dict[str, Any]) -> None:
+    """Raise if an option was given that this kind of input has no use for.
+
+    Raises:
+        ValueError: If so.
+    """
+    if os.path.isfile(path):
+        what, unused = "a file", ["split", "subset"]
+    elif os.path.isdir(path) and is_saved(path):
+        what = "a dataset that `mine` has written"
+        unused = ["corpus", "anchor_column_name", "positive_column_name", "split", "subset"]
+    elif os.path.isdir(path):
+        is_beir = any(os.path.exists(os.path.join(path, f"corpus.jsonl{ending}")) for ending in ("", ".gz"))
+        what, unused = ("a BEIR folder", ["corpus", "subset"]) if is_beir else ("a saved dataset", ["subset"])
+    else:
+        return
+    if given := [f"--{name.replace('_', '-')}" for name in unused if run.get(name) is not None]:
+        raise ValueError(f"{path!r} is {what}, which has no use for {', '.join(given)}. Leave that out.")
 
 
 def _saved_with(path: str, recipe: dict[str, Any], options: dict[str, Any]) -> HardNegativeDataset:

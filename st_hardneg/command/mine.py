@@ -73,6 +73,7 @@ def _dry_run(hard_negatives: HardNegativeDataset, model: Any) -> None:
         hard_negatives.config,
         anchor_column_name=wrapped_rows.anchor_name,
         positive_column_name=wrapped_rows.positive_name,
+        cross_encoder=hard_negatives._wrapped.task.cross_encoder,
         batch_size=hard_negatives.batch_size,
     )
     report = sample.mine(model)

@@ -94,9 +94,9 @@ def _review(commands: Any) -> None:
     export.add_argument("--number", type=int, default=100, help="how many texts (default: %(default)s)")
     export.add_argument("--cross-encoder", help="CrossEncoder that proposes labels: a name or a folder")
     export.add_argument(
-        "--lowest-percentile", type=float, default=25.0, help="of the right answers' scores, to propose"
+        "--lowest-percentile", type=float, help="of the right answers' scores, to propose (default: 25)"
     )
-    export.add_argument("--max-shared-words", type=float, default=0.9, help="with a right answer, to propose")
+    export.add_argument("--max-shared-words", type=float, help="with a right answer, to propose (default: 0.9)")
     apply = _command(parts, "apply", "make labels part of the dataset; mine it again afterwards", "review", "apply")
     apply.add_argument("dataset", help="folder that `mine` has written")
     apply.add_argument("labels", help=".jsonl or .csv file")

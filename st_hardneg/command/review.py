@@ -19,9 +19,16 @@ def export(asked: argparse.Namespace) -> None:
     """
     if asked.number < 1:
         raise ValueError(f"Expected `--number` to be at least 1, got {asked.number}.")
+    names = ("lowest_percentile", "max_shared_words")
+    bounds = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     rule = None
     if asked.cross_encoder is not None:
-        rule = ProposalRule(load_cross_encoder(asked.cross_encoder), asked.lowest_percentile, asked.max_shared_words)
+        rule = ProposalRule(load_cross_encoder(asked.cross_encoder), **bounds)
+    elif bounds:
+        raise ValueError(
+            "`--lowest-percentile` and `--max-shared-words` say when a cross encoder proposes a label. Name one with "
+            "`--cross-encoder`, or leave them out."
+        )
     found = saved(asked.dataset).to_review(asked.output, asked.number, rule=rule)
     proposed = sum(bool(one["proposal"]) for one in found)
     print(f"{len(found):,} doubtful texts in {asked.output}" + (f", {proposed:,} with a proposal" if rule else ""))

@@ -132,7 +132,12 @@ class Store:
         partial = f"{path}.{os.getpid()}.partial"
         with open(partial, "wb") as file:
             np.save(file, array)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except FileNotFoundError:
+            # Another run that writes the same texts at this moment has cleaned up after it was first.
+            if not os.path.exists(path):
+                raise
         for left in glob.glob(f"{glob.escape(path)}.*.partial"):  # of a run that was killed
             with suppress(FileNotFoundError):
                 os.remove(left)

@@ -199,6 +199,19 @@ def test_mistakes_of_the_command_line(place, capsys):
     assert "There is no corpus 'c.txt'" in error_of(capsys, *words, "--corpus", "c.txt")
     assert "as a dataset of the Hub it cannot be loaded" in error_of(capsys, "mine", "me/none", "--model", "model")
     assert "to be a saved dataset" in error_of(capsys, "mine", "model", "--model", "model")
+    assert "is a file, which has no use for --split" in error_of(capsys, *words, "--split", "dev")
+    assert main([*words, "--num-negatives", "2", "--output", "mined"]) == 0
+    capsys.readouterr()
+    again = ("mine", "mined", "--model", "model", "--output", "mined")
+    assert "which has no use for --corpus, --anchor-column-name" in error_of(
+        capsys, *again, "--corpus", "pairs.csv", "--anchor-column-name", "anchor"
+    )
+    assert "`--scores` and `--keep-columns` are for" in error_of(
+        capsys, "export", "mined", "out.jsonl", "--format", "provenance", "--scores"
+    )
+    assert "Name one with `--cross-encoder`" in error_of(
+        capsys, "review", "export", "mined", "--max-shared-words", "0.5"
+    )
     for content, said in (
         ("num_negative: 3\n", "Did you mean 'num_negatives'?"),
         ("- 3\n", "to hold lines such as"),
