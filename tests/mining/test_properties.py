@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
@@ -52,16 +53,33 @@ def model_of(seed: int):
 MODELS = [model_of(seed) for seed in range(3)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(
+RUN = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+INPUTS = (
     ROWS,
     st.none() | st.lists(TEXT, min_size=1, max_size=25),
     CONFIG,
     st.lists(st.integers(0, 2), max_size=3),
     st.fixed_dictionaries({"query_chunk_size": st.integers(1, 5), "corpus_chunk_size": st.integers(1, 30)}),
 )
+
+
+@settings(max_examples=40, **RUN)
+@given(*INPUTS)
 def test_nothing_wrong_is_ever_returned(rows, corpus, options, refreshes, chunks):
     """Over random corpora full of duplicates, filters, windows, draws, policies and refreshes."""
+    mine_and_check(rows, corpus, options, refreshes, chunks)
+
+
+@pytest.mark.training
+@settings(max_examples=200, **RUN)
+@given(*INPUTS)
+def test_nothing_wrong_is_ever_returned_at_length(rows, corpus, options, refreshes, chunks):
+    """The same, five times as often."""
+    mine_and_check(rows, corpus, options, refreshes, chunks)
+
+
+def mine_and_check(rows, corpus, options, refreshes, chunks) -> None:
+    """Mine and refresh, and hold every negative against the rows and the rules."""
     pairs = Dataset.from_dict({"anchor": [a for a, _ in rows], "positive": [p for _, p in rows]})
     found = HardNegativeDataset(pairs, corpus, MiningConfig(**options), **chunks)
     right: dict[str, set[str]] = {}
