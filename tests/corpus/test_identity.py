@@ -5,13 +5,24 @@ from __future__ import annotations
 import time
 import unicodedata
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from st_hardneg import HardNegativeDataset, MiningConfig
-from st_hardneg.corpus.identity import _INVISIBLE, IDENTITIES, draw_keys, same_text_key, text_digest
+from st_hardneg.corpus.identity import (
+    _INVISIBLE,
+    IDENTITIES,
+    _not_plain,
+    draw_keys,
+    identity_keys,
+    same_text_key,
+    text_digest,
+    text_digests,
+)
 from tests.toys import Model, by_seed, mined, texts_of
 
 INVISIBLE = ["\u200b", "\u00ad", "\ufeff", "\u200e", "\u2060", "\ufe0f"]
@@ -149,3 +160,59 @@ def test_identity_exact_holds_for_queries_and_draws():
     assert known == {"normalized": [[0, 1], [0, 1]], "exact": [[0], [1]]}
     found = mined(pairs, Model(by_seed(0)), num_negatives=1, identity="exact")
     assert texts_of(found) == [["second"], ["first"]]
+
+
+SPELLINGS = [
+    "plain words",
+    "Upper",
+    "two  spaces",
+    " before",
+    "after ",
+    "a\tb",
+    "a\nb",
+    "\x7f",
+    "~!",
+    "é",
+    "ﬁ",
+    "",
+    " ",
+    "x",
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize("start, length", [(0, 15), (1, 14), (3, 5), (4, 1), (11, 2), (14, 1), (15, 0), (2, 0)])
+@pytest.mark.parametrize("identity", sorted(IDENTITIES))
+def test_keys_of_a_column_are_the_keys_of_its_texts(kind, start, length, identity):
+    """Also of a slice, whose bytes begin and end in the middle of a buffer."""
+    texts = pa.array(SPELLINGS, kind).slice(start, length)
+    assert identity_keys(texts, identity) == [IDENTITIES[identity](one) for one in texts.to_pylist()]
+    assert text_digests(texts) == [text_digest(one) for one in texts.to_pylist()]
+
+
+@pytest.mark.parametrize("place", range(15))
+def test_a_text_of_any_spelling_beside_plain_ones(place):
+    """One of them alone decides whether it is looked at by itself; its neighbours do not."""
+    texts = pa.array(["a", SPELLINGS[place], "b c"])
+    assert identity_keys(texts, "normalized") == [
+        same_text_key("a"),
+        same_text_key(SPELLINGS[place]),
+        same_text_key("b c"),
+    ]
+    looked_at = SPELLINGS[place] not in ("plain words", "Upper", "~!", "", "x")
+    assert _not_plain(texts).tolist() == [1] * looked_at
+
+
+def test_no_texts_have_no_keys():
+    """An array without buffers, as a filter leaves it, and one of nulls only."""
+    assert identity_keys(pa.array([], pa.string()), "normalized") == []
+    assert text_digests(pa.array([None, None], pa.string())) == [text_digest(""), text_digest("")]
+
+
+def test_what_draws_go_by_has_63_bits_of_the_key():
+    """Signed integers, never negative: half of the first eight bytes, read with the lowest first."""
+    keys = [bytes(range(16)), bytes([255] * 16)]
+    drawn = draw_keys(keys)
+    assert drawn.dtype == np.int64
+    assert drawn.tolist() == [int.from_bytes(key[:8], "little") >> 1 for key in keys]
