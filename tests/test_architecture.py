@@ -68,6 +68,7 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield name.removesuffix(".__init__"), path
 
 
+@cache
 def imported_by(path: Path, *, at_once: bool = False) -> set[str]:
     """Return the modules of this package that a file imports at run time, as dotted names below the package.
 
@@ -150,6 +151,7 @@ def test_no_module_class_or_function_is_too_long():
     assert not too_long
 
 
+@cache
 def called_in(path: Path) -> set[str]:
     """Return the names that a file calls."""
     calls = (node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))

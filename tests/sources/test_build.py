@@ -511,6 +511,7 @@ def write_some(positives: list[str]) -> list[list[str]]:
     return [[f"new {text}", f"NEW {text}", "w1 w2"] for text in positives]
 
 
+@pytest.mark.training
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(PROBLEM, OPTIONS)
 def test_nothing_wrong_comes_from_any_source(problem, options):

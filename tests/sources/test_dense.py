@@ -99,7 +99,15 @@ def nearest_of_two_trees(points: np.ndarray, counters: np.ndarray) -> list[tuple
     return result
 
 
-@pytest.mark.parametrize(("similarity", "problems"), [("euclidean", 200), ("cosine", 100)])
+@pytest.mark.parametrize(
+    ("similarity", "problems"),
+    [
+        ("euclidean", 40),
+        ("cosine", 40),
+        pytest.param("euclidean", 200, marks=pytest.mark.training),
+        pytest.param("cosine", 100, marks=pytest.mark.training),
+    ],
+)
 def test_the_search_in_two_spaces_equals_ball_trees(similarity, problems):
     """Random problems without duplicates: the one negative of every row is that of two trees."""
     rng = np.random.default_rng(0)

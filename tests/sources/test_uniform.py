@@ -56,6 +56,7 @@ def test_at_a_rate_of_one_no_row_gets_its_own_text():
     assert len(seen) == 24 and stats.chisquare(list(seen.values()), ddof=3).pvalue > TOO_UNLIKELY
 
 
+@pytest.mark.training
 def test_random_draws_are_uniform_over_what_is_allowed():
     """First a space, then one of its texts; again where it is filtered, the anchor, a positive or a copy of one."""
     rows = [(f"a{i} {20 * i}°", f"p{i} {20 * i + 7}°") for i in range(4)]
