@@ -2,8 +2,8 @@
 
     python examples/train_reranker.py --data DIR --model sentence-transformers/all-MiniLM-L6-v2 --seeds 1 2 3
 
-DIR holds a labelled retrieval set in BEIR's layout. The model, whole and frozen, finds the candidates; its first layers with
-a new head are the cross encoder. What is compared is nDCG@10 of the test queries, the nearest texts of each reranked.
+DIR holds a labelled retrieval set in BEIR's layout. The model, whole and frozen, finds the candidates; its first layers
+with a new head are the cross encoder. Compared is nDCG@10 of the test queries, the nearest texts of each reranked.
 Vectors are computed once and kept in --vectors, so that another run begins at once. On one core a seed takes minutes.
 """
 
@@ -80,6 +80,7 @@ def train(
     pairs: Dataset,
     corpus: Dataset,
     arguments: argparse.Namespace,
+    seed: int,
 ) -> HardNegativeDataset:
     """Train with the stock trainer, and return the negatives as they are in the end."""
     number = arguments.num_negatives
@@ -96,7 +97,7 @@ def train(
             per_device_train_batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate or 1e-4,
             warmup_steps=20,
-            seed=arguments.seed,
+            seed=seed,
             save_strategy="no",
             report_to="none",
             logging_strategy="epoch",
@@ -147,16 +148,16 @@ def compare(
 ) -> None:
     """Run every arm with every seed; each is printed when it is done."""
     found: dict[str, list[float]] = {}
-    for arguments.seed in arguments.seeds:
+    for seed in arguments.seeds:
         for arm in arguments.arms:
             started = time.perf_counter()
-            model = make_cross_encoder(arguments, arguments.seed)
-            hard_negatives = train(model, arm, retriever, pairs, corpus, arguments)
+            model = make_cross_encoder(arguments, seed)
+            hard_negatives = train(model, arm, retriever, pairs, corpus, arguments, seed)
             metrics = rerank(model)
             found.setdefault("retriever alone", []).append(metrics["base_ndcg@10"])
             found.setdefault(arm, []).append(metrics["ndcg@10"])
             took = f"{time.perf_counter() - started:.0f} s, churn {hard_negatives.report.churn or 0.0:.2f}"
-            print(f"seed {arguments.seed}, {arm}: nDCG@10 {metrics['ndcg@10']:.4f} ({took})", flush=True)
+            print(f"seed {seed}, {arm}: nDCG@10 {metrics['ndcg@10']:.4f} ({took})", flush=True)
     print(f"\nnDCG@10, the nearest {arguments.depth} texts of {len(rerank.samples):,} test queries reranked")
     for name, values in found.items():
         print(f"{name:<30}{statistics.mean(values):>8.4f}   " + " ".join(f"{value:.4f}" for value in values))

@@ -45,6 +45,19 @@ def saved(folder: Path, model: Any) -> str:
     return str(folder)
 
 
+def dense(folder: Path, seed: int = 0) -> Any:
+    """Return a dense model of 16 dimensions."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertModel
+
+    torch.manual_seed(seed)
+    path = saved(folder, BertModel(bert_config(initializer_range=0.5)))
+    model = SentenceTransformer(modules=[Transformer(path), Pooling(16)], device="cpu")
+    model._create_model_card = lambda *_, **__: None
+    return model
+
+
 def splade(folder: Path, seed: int = 0) -> Any:
     """Return a SPLADE model of 205 dimensions, about half of which are active in a text."""
     from sentence_transformers import SparseEncoder

@@ -1,4 +1,4 @@
-"""Small trainings of sparse and of multi-vector models in their stock trainers, with what reaches the loss."""
+"""Small trainings of dense, sparse and multi-vector models in their stock trainers, with what reaches the loss."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from sentence_transformers import multi_vector_encoder, sparse_encoder
+from sentence_transformers import multi_vector_encoder, sentence_transformer, sparse_encoder
 from sentence_transformers.multi_vector_encoder import losses as multi_vector_losses
+from sentence_transformers.sentence_transformer import losses as dense_losses
 from sentence_transformers.sparse_encoder import losses as sparse_losses
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
@@ -19,17 +20,23 @@ TEXTS = list(dict.fromkeys(random_texts(300, seed=3, length=3)))
 NUM_ROWS = 60
 
 TRAINERS = {
+    "dense": (
+        sentence_transformer.SentenceTransformerTrainer,
+        sentence_transformer.SentenceTransformerTrainingArguments,
+    ),
     "sparse": (sparse_encoder.SparseEncoderTrainer, sparse_encoder.SparseEncoderTrainingArguments),
     "multi-vector": (
         multi_vector_encoder.MultiVectorEncoderTrainer,
         multi_vector_encoder.MultiVectorEncoderTrainingArguments,
     ),
 }
-MODELS = {"sparse": tiny_models.splade, "multi-vector": tiny_models.colbert}
+MODELS = {"dense": tiny_models.dense, "sparse": tiny_models.splade, "multi-vector": tiny_models.colbert}
 
 
 def ranking_loss(kind: str, model: Any) -> Any:
     """Return the usual loss of a kind."""
+    if kind == "dense":
+        return dense_losses.MultipleNegativesRankingLoss(model)
     if kind == "multi-vector":
         return multi_vector_losses.MultiVectorMultipleNegativesRankingLoss(model)
     return splade_loss(model, sparse_losses.SparseMultipleNegativesRankingLoss(model))
@@ -111,7 +118,7 @@ def run(
     """Train from the start, or from a checkpoint, with everything made anew as a restarted script does.
 
     Args:
-        kind: ``"sparse"`` or ``"multi-vector"``.
+        kind: ``"dense"``, ``"sparse"`` or ``"multi-vector"``.
         folder: For the model and for checkpoints.
         make_loss: Makes another loss than the usual one.
         config: Fields of the recipe.

@@ -1,7 +1,8 @@
-"""Sparse and multi-vector models in their stock trainers: refreshed, seen when stated, resumed, in every loss."""
+"""Models of every kind that searches in their stock trainers: refreshed, seen when stated, resumed, in every loss."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -9,6 +10,7 @@ import random
 import pytest
 import torch
 from sentence_transformers.multi_vector_encoder import losses as multi_vector_losses
+from sentence_transformers.sentence_transformer import losses as dense_losses
 from sentence_transformers.sparse_encoder import losses as sparse_losses
 
 from st_hardneg import LateInteraction
@@ -28,7 +30,7 @@ pytestmark = [
     *HOST_WARNINGS,
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning"),
 ]
-KINDS = ("sparse", "multi-vector")
+KINDS = ("dense", "sparse", "multi-vector")
 
 
 def generations(recorder, watched) -> list[set[int]]:
@@ -110,7 +112,7 @@ def test_a_retriever_for_a_multi_vector_model_works_in_the_foreground(tmp_path):
         run("multi-vector", tmp_path, callback={"retriever": retriever, "background": True})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sparse", "multi-vector"])  # for dense models see test_ranks.py
 def test_two_ranks_are_alike(kind, tmp_path):
     """The same negatives and weights on both, the rows of one process, and the encoding shared."""
     for processes in (2, 1):
@@ -137,10 +139,43 @@ def cached_splade(model):
     return sparse_losses.CachedSpladeLoss(model, inner, mini_batch_size=2, **weights)
 
 
+PAIRS, SCORES = {"output_format": "labeled-pair"}, {"with_scores": True}
+
+
+def matryoshka(model):
+    return dense_losses.MatryoshkaLoss(model, dense_losses.MultipleNegativesRankingLoss(model), [16, 8])
+
+
+DENSE_LOSSES = {
+    "MultipleNegativesRankingLoss": (dense_losses.MultipleNegativesRankingLoss, 2, {}),
+    "CachedMultipleNegativesRankingLoss": (
+        lambda m: dense_losses.CachedMultipleNegativesRankingLoss(m, mini_batch_size=2),
+        2,
+        {},
+    ),
+    "symmetric ranking": (
+        lambda m: dense_losses.MultipleNegativesRankingLoss(
+            m, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+        ),
+        2,
+        {},
+    ),
+    "TripletLoss": (dense_losses.TripletLoss, 1, {}),
+    "GISTEmbedLoss": (lambda m: dense_losses.GISTEmbedLoss(m, copy.deepcopy(m)), 1, {}),
+    "CachedGISTEmbedLoss": (lambda m: dense_losses.CachedGISTEmbedLoss(m, copy.deepcopy(m)), 2, {}),
+    "MatryoshkaLoss": (matryoshka, 2, {}),
+    "SoftmaxLoss": (lambda m: dense_losses.SoftmaxLoss(m, 16, 2), 2, PAIRS),
+    **{
+        name: (getattr(dense_losses, name), 2, PAIRS)
+        for name in (*("ContrastiveLoss", "OnlineContrastiveLoss", "CoSENTLoss", "AnglELoss", "CosineSimilarityLoss"),)
+    },
+    "MarginMSELoss": (dense_losses.MarginMSELoss, 2, SCORES),
+    "DistillKLDivLoss": (dense_losses.DistillKLDivLoss, 2, SCORES),
+}
 SPARSE_LOSSES = {
-    "ranking": (lambda m: splade_loss(m, sparse_losses.SparseMultipleNegativesRankingLoss(m)), 2, False),
-    "triplet": (lambda m: splade_loss(m, sparse_losses.SparseTripletLoss(m)), 1, False),
-    "cached": (cached_splade, 2, False),
+    "ranking": (lambda m: splade_loss(m, sparse_losses.SparseMultipleNegativesRankingLoss(m)), 2, {}),
+    "triplet": (lambda m: splade_loss(m, sparse_losses.SparseTripletLoss(m)), 1, {}),
+    "cached": (cached_splade, 2, {}),
     "documents only": (
         lambda m: sparse_losses.SpladeLoss(
             m,
@@ -149,33 +184,38 @@ SPARSE_LOSSES = {
             use_document_regularizer_only=True,
         ),
         2,
-        False,
+        {},
     ),
-    "margin MSE": (lambda m: splade_loss(m, sparse_losses.SparseMarginMSELoss(m)), 2, True),
-    "KL divergence": (lambda m: splade_loss(m, sparse_losses.SparseDistillKLDivLoss(m)), 2, True),
+    **{
+        name: (lambda m, name=name: splade_loss(m, getattr(sparse_losses, name)(m)), 2, PAIRS)
+        for name in ("SparseCoSENTLoss", "SparseAnglELoss", "SparseCosineSimilarityLoss")
+    },
+    "margin MSE": (lambda m: splade_loss(m, sparse_losses.SparseMarginMSELoss(m)), 2, SCORES),
+    "KL divergence": (lambda m: splade_loss(m, sparse_losses.SparseDistillKLDivLoss(m)), 2, SCORES),
     "semi-hard ranking": (
         lambda m: splade_loss(m, SemiHardMultipleNegativesRankingLoss(m, scale=1.0, similarity_fct=_dot)),
         2,
-        False,
+        {},
     ),
-    "semi-hard triplet": (lambda m: splade_loss(m, SemiHardTripletLoss(m)), 2, False),
+    "semi-hard triplet": (lambda m: splade_loss(m, SemiHardTripletLoss(m)), 2, {}),
 }
 MULTI_VECTOR_LOSSES = {
-    "ranking": (lambda m: multi_vector_losses.MultiVectorMultipleNegativesRankingLoss(m), 2, False),
+    "ranking": (lambda m: multi_vector_losses.MultiVectorMultipleNegativesRankingLoss(m), 2, {}),
     "cached": (
         lambda m: multi_vector_losses.CachedMultiVectorMultipleNegativesRankingLoss(m, mini_batch_size=2),
         2,
-        False,
+        {},
     ),
-    "margin MSE": (lambda m: multi_vector_losses.MultiVectorMarginMSELoss(m), 2, True),
-    "KL divergence": (lambda m: multi_vector_losses.MultiVectorDistillKLDivLoss(m), 2, True),
-    "semi-hard ranking": (SemiHardMultiVectorMultipleNegativesRankingLoss, 2, False),
+    "margin MSE": (lambda m: multi_vector_losses.MultiVectorMarginMSELoss(m), 2, SCORES),
+    "KL divergence": (lambda m: multi_vector_losses.MultiVectorDistillKLDivLoss(m), 2, SCORES),
+    "semi-hard ranking": (SemiHardMultiVectorMultipleNegativesRankingLoss, 2, {}),
     "semi-hard cached": (
         lambda m: SemiHardCachedMultiVectorMultipleNegativesRankingLoss(m, mini_batch_size=2),
         2,
-        False,
+        {},
     ),
 }
+LOSSES = {"dense": DENSE_LOSSES, "sparse": SPARSE_LOSSES, "multi-vector": MULTI_VECTOR_LOSSES}
 
 
 def _dot(a, b):
@@ -184,32 +224,42 @@ def _dot(a, b):
     return dot_score(a, b)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [*(("sparse", name) for name in SPARSE_LOSSES), *(("multi-vector", name) for name in MULTI_VECTOR_LOSSES)],
-)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LOSSES for name in LOSSES[kind]])
 def test_every_loss_trains_on_the_live_view(kind, name, tmp_path):
     """A finite loss at every step, new negatives on the way, and the scores of a teacher where a loss wants some."""
-    make, number, with_scores = (SPARSE_LOSSES if kind == "sparse" else MULTI_VECTOR_LOSSES)[name]
-    teacher = {"teacher": word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(1)))}
+    make, number, view = LOSSES[kind][name]
+    teacher = word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(1)))
     recorder, watched, trainer = run(
         kind,
         tmp_path,
         make_loss=make,
-        config={"num_negatives": number, **(teacher if with_scores else {})},
-        view={"with_scores": with_scores},
+        config={"num_negatives": number, **({"teacher": teacher} if view is SCORES else {})},
+        view=view,
         max_steps=7,
     )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 7 and all(math.isfinite(value) for value in losses)
     assert [report.step for report in watched.reports] == [3, 6]
+    if view is PAIRS:
+        check_pairs(recorder, watched)
+        return
+    assert all(generations(recorder, watched))
     assert all(len(row) == 2 + number for batch in recorder.batches for row in batch)
-    if with_scores:
-        model = teacher["teacher"]
+    if view is SCORES:
         for batch, labels in zip(recorder.batches, recorder.labels, strict=True):
             for (anchor, *texts), scores in zip(batch, labels, strict=True):
-                expected = model.similarity(model.encode_query([anchor]), model.encode_document(texts))[0]
+                expected = teacher.similarity(teacher.encode_query([anchor]), teacher.encode_document(texts))[0]
                 torch.testing.assert_close(torch.tensor(scores), expected, atol=1e-5, rtol=0)
+
+
+def check_pairs(recorder, watched) -> None:
+    """Make sure that rows with label 1 are pairs of the dataset, and others the negatives of the mining in force."""
+    positives = dict(zip(TEXTS[:60], TEXTS[60:120], strict=True))
+    for step, (batch, labels) in enumerate(zip(recorder.batches, recorder.labels, strict=True), start=1):
+        # Of the minings at 0, 3 and 6, whose negatives are read at steps 1, 5 and 8.
+        negatives = watched.negatives[0 if step < 5 else 3]
+        for (anchor, text), label in zip(batch, labels, strict=True):
+            assert text == positives[anchor] if label == 1 else text in negatives[anchor], step
 
 
 def test_runs_are_repeatable(tmp_path):
