@@ -149,7 +149,7 @@ def _pool(task: Task, config: MiningConfig, shop: Workshop, story: Story, rank: 
 
 
 def _pictures(task: Task, story: Story, negatives: Negatives) -> dict[str, Any]:
-    if not task.with_pictures or isinstance(story.judge.scoring, StoredScoring):  # without vectors there is no map
+    if not task.with_pictures:
         return {}
     from st_hardneg.mining.pictures import pictures
 

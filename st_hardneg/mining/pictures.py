@@ -14,6 +14,7 @@ from torch import Tensor
 from st_hardneg.candidates import Negatives
 from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.mining.filters import RULES
+from st_hardneg.mining.pool import StoredScoring
 from st_hardneg.mining.risk import Suspects, most_doubtful
 from st_hardneg.mining.scoring import Scoring
 
@@ -36,10 +37,10 @@ NEAR = 0.95
 def pictures(
     scoring: Scoring, negatives: Negatives, suspects: Suspects, removed: Mapping[str, int], names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return what a report draws, as plain JSON values.
+    """Return what a report draws, as plain JSON values; without vectors, what the scores of candidates tell.
 
     Args:
-        scoring: Scores and vectors.
+        scoring: Scores and vectors, or candidates that were kept.
         negatives: What was found, query by query.
         suspects: What lies closest to right answers.
         removed: What each rule removed.
@@ -49,10 +50,13 @@ def pictures(
     queries = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(_QUERIES, count)).round().astype(np.int64)))
     some = negatives.rows(queries)
     drawn = {"histograms": histograms(scoring, negatives), "sampled_queries": len(queries)}
-    drawn |= {"risk": _risk(scoring, queries, some, removed, names), "repeats": _repeats(negatives)}
+    drawn["repeats"] = _repeats(negatives)
+    if (closeness := _closeness(scoring, queries, some.ids)) is not None:
+        drawn["risk"] = _risk(scoring, queries, some, closeness, removed, names)
     few = torch.linspace(0, len(queries) - 1, min(_OF_VECTORS, len(queries))).round().long()
-    drawn |= _of_vectors(scoring, queries[few], some.rows(few))
-    if not len(suspects.query_ids):  # no rule has compared candidates with right answers
+    if not isinstance(scoring, StoredScoring):
+        drawn |= _of_vectors(scoring, queries[few], some.rows(few))
+    if not len(suspects.query_ids) and closeness is not None:  # no rule has compared candidates with right answers
         suspects = _closest_in_use(scoring, queries, some)
     return drawn | {"doubtful": _doubtful(scoring, negatives, suspects)}
 
@@ -113,15 +117,38 @@ def _sample_of_texts(scoring: Scoring) -> Vectors:
     return replace(scoring.vectors, searched=scoring.vectors.of_texts(some))
 
 
+def _closeness(scoring: Scoring, queries: Tensor, ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return how close texts, of shape ``(q, n)``, are to the nearest right answer, and how close the anchors are.
+
+    Both are counted from chance: over all texts where that is known already, else over a sample.
+
+    Returns:
+        Tensors of shape ``(q, n)`` and ``(q,)``; None for candidates of which nobody has measured it.
+    """
+    of_anchors = scoring.lowest_positive_similarities[queries]
+    if isinstance(scoring, StoredScoring):
+        to_positives = scoring.to_positives(queries, ids)
+        chance = None if scoring.pool is None else scoring.pool.chance
+        if to_positives is None or chance is None:
+            return None
+        return to_positives[1], of_anchors - chance[queries]
+    sample = _sample_of_texts(scoring)
+    chance = sample.chance(scoring.vectors.of_queries(queries))
+    return _nearest_positive(scoring, queries, ids, sample), of_anchors - chance
+
+
 def _risk(
-    scoring: Scoring, queries: Tensor, some: Negatives, removed: Mapping[str, int], names: tuple[str, ...]
+    scoring: Scoring,
+    queries: Tensor,
+    some: Negatives,
+    closeness: tuple[Tensor, Tensor],
+    removed: Mapping[str, int],
+    names: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return which negatives in use look like right answers, why, and from which source they are."""
     there = some.is_present
     outranks = there & (some.scores >= scoring.lowest_positive_scores[queries][:, None])
-    sample = _sample_of_texts(scoring)
-    above_chance = _nearest_positive(scoring, queries, some.ids, sample)
-    of_anchor = scoring.lowest_positive_similarities[queries] - sample.chance(scoring.vectors.of_queries(queries))
+    above_chance, of_anchor = closeness
     is_close = there & (above_chance > of_anchor.clamp(min=0.0)[:, None])
     is_doubtful = outranks | is_close
     by_source = {}
@@ -234,7 +261,11 @@ def _map(anchors: Tensor, positives: Tensor, others: Tensor, owner: Tensor) -> d
 
 def _closest_in_use(scoring: Scoring, queries: Tensor, some: Negatives) -> Suspects:
     """Return the negatives in use that lie closest to a right answer."""
-    nearest = _nearest_positive(scoring, queries, some.ids).masked_fill(~some.is_present, -torch.inf)
+    if isinstance(scoring, StoredScoring):
+        nearest = (scoring.to_positives(queries, some.ids) or (torch.full(some.ids.shape, -torch.inf),))[0]
+    else:
+        nearest = _nearest_positive(scoring, queries, some.ids)
+    nearest = nearest.masked_fill(~some.is_present, -torch.inf)
     places = nearest.flatten().argsort(descending=True, stable=True)[:_COMPARED]
     places = places[~nearest.flatten()[places].isneginf()]
     owners = queries[:, None].expand(nearest.shape).flatten()

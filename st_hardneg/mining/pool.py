@@ -181,6 +181,11 @@ class StoredVectors:
         """Return no vectors: nothing is searched."""
         return torch.empty((len(query_ids), 0))
 
+    def similarity_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
+        """Return the model's similarities of some texts of each query, float32 of shape ``(q, k)``."""
+        found: Tensor = self.look_up(query_ids, corpus_ids)
+        return found
+
     def distances_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return Euclidean distances of unit vectors, float64 of shape ``(q, k)``, from their cosines."""
         similarities: Tensor = self.look_up(query_ids, corpus_ids)
@@ -261,6 +266,17 @@ class StoredScoring(Scoring):
             for name, values in self._facts.items()
             if values is not None and name != "ids"
         }
+
+    def to_positives(self, query_ids: Tensor, corpus_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return how similar texts of each query are to the nearest of its positives, plainly and above chance.
+
+        Returns:
+            Two tensors of shape ``(q, k)``; None if it was not measured when the candidates were found.
+        """
+        facts = self._looked_up(query_ids, corpus_ids)
+        if not {"positive_similarity", "positive_closeness"} <= set(facts):
+            return None
+        return facts["positive_similarity"], facts["positive_closeness"]
 
     def candidates(
         self,

@@ -191,12 +191,16 @@ def _risk(figures: Mapping[str, Any]) -> list[Chart]:
 
 def _diversity(figures: Mapping[str, Any]) -> list[Chart]:
     topics, repeats = figures.get("topics"), figures.get("repeats")
-    if not topics or not repeats:
+    if not repeats:
         return []
     text = (
-        f"Entropy over {topics['clusters']} clusters: {topics['entropy']:.2f} of 1. {repeats['texts']:,} different texts "
-        f"in {repeats['slots']:,} slots; the most used one stands in {repeats['most_used']:,}."
+        f"{repeats['texts']:,} different texts in {repeats['slots']:,} slots; the most used one stands in "
+        f"{repeats['most_used']:,}."
     )
+    if not topics:  # there were no vectors to cluster
+        shares = {"slots of the most used tenth of them": repeats["tenth"]}
+        return [Chart("diversity", "Diversity of the negatives", text, _share_bars(shares, "Texts in use", "s2"))]
+    text = f"Entropy over {topics['clusters']} clusters: {topics['entropy']:.2f} of 1. {text}"
     shares = {f"cluster {place + 1}": share for place, share in enumerate(topics["negatives"][:6])}
     rest = sum(topics["negatives"][6:])
     shares |= {f"the other {len(topics['negatives']) - 6}": rest} if rest else {}

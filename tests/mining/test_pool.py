@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import cache
 
 import numpy as np
@@ -117,6 +118,27 @@ def test_what_is_chosen_is_what_would_be_mined(fields, is_recommended, seed):
         assert needed or look or reach, error
         return
     same(chosen, fresh)
+
+
+def test_what_is_chosen_has_the_pictures_that_candidates_tell(tmp_path):
+    """Histograms, risk, repeats and doubtful texts are a mining's own; what takes vectors is not drawn."""
+    pairs, corpus = pairs_and_corpus(0)
+    config = MiningConfig.recommended(num_negatives=2, shortfall="drop")
+    fresh = HardNegativeDataset(pairs, corpus, config)
+    expected = fresh.mine(model_of(0), show_progress_bar=False).figures
+    chosen = mined_pool(0).choose(config)
+    figures = chosen.report.figures
+    for name in ("histograms", "repeats", "sampled_queries", "risk"):
+        assert figures[name] == expected[name], name
+    assert [one["text"] for one in figures["doubtful"]] == [one["text"] for one in expected["doubtful"]]
+    assert len(figures["doubtful"]) == 10 and chosen.report.risk == fresh.report.risk
+    assert not {"map", "topics", "near_duplicates"} & set(figures)
+    chosen.report.save(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    drawn = {"scores", "differences", "hardness", "waterfall", "risk", "diversity"}
+    assert set(re.findall('<figure id="([^"]*)">', page)) == drawn
+    plain = mined_pool(0).choose(MiningConfig(num_negatives=2)).report  # a recipe that compares with no right answer
+    assert 0 < len(plain.figures["doubtful"]) <= 10 and plain.risk is not None
 
 
 def test_every_recipe_within_the_depth_is_answered():
