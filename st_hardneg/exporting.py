@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
@@ -17,7 +20,33 @@ from st_hardneg.wrapping import Wrapped
 
 Layout = Literal["flag-embedding", "tevatron", "ids", "beir", "triplet", "n-tuple", "labeled-pair", "labeled-list"]
 
-_WRITERS = {".jsonl": "to_json", ".json": "to_json", ".parquet": "to_parquet", ".csv": "to_csv"}
+_ENDINGS = (".jsonl", ".json", ".parquet", ".csv")
+# Whole texts that pandas, and so `load_dataset("csv", ...)`, takes for a missing value.
+_READ_AS_MISSING = frozenset(
+    [
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
+
+logger = logging.getLogger(__name__)
 
 
 class ExportedDataset:
@@ -78,11 +107,44 @@ def _write_tables(folder: str, tables: dict[str, Dataset]) -> None:
 
 def _write_table(path: str, dataset: Dataset) -> None:
     ending = os.path.splitext(path)[1]
-    if ending not in _WRITERS:
-        raise ValueError(f"Expected a file that ends in one of {list(_WRITERS)}, got {path!r}.")
+    if ending not in _ENDINGS:
+        raise ValueError(f"Expected a file that ends in one of {list(_ENDINGS)}, got {path!r}.")
     partial = f"{path}.partial"
-    getattr(dataset, _WRITERS[ending])(partial)
-    os.replace(partial, path)
+    try:
+        {".parquet": dataset.to_parquet, ".csv": functools.partial(write_csv, dataset)}.get(ending, dataset.to_json)(
+            partial
+        )
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+
+
+def write_csv(dataset: Dataset, path: str) -> None:
+    """Write a CSV file that `csv` and `load_dataset` read as it was: every text stands in quotes.
+
+    Without them, a carriage return or a NUL within a text would end its row.
+
+    Raises:
+        ValueError: If a column holds lists.
+    """
+    if lists := [name for name, kind in dataset.features.items() if _is_nested(kind)]:
+        raise ValueError(f"A CSV file cannot hold the lists in {lists}. Write `.jsonl` or `.parquet`.")
+    dataset.to_csv(path, quoting=csv.QUOTE_NONNUMERIC)
+    texts = [
+        name for name, kind in dataset.features.items() if getattr(kind, "dtype", None) in ("string", "large_string")
+    ]
+    odd = sorted({text for name in texts for text in dataset.unique(name) if text in _READ_AS_MISSING})
+    if odd:
+        logger.warning(
+            f"The text {odd[0]!r} is read from CSV as a missing value by pandas. Pass `keep_default_na=False` to "
+            '`load_dataset("csv", ...)`, or write `.jsonl` or `.parquet`.'
+        )
+
+
+def _is_nested(kind: Any) -> bool:
+    return not hasattr(kind, "dtype") or not isinstance(kind.dtype, str) or kind.dtype in ("list", "dict")
 
 
 def _write_beir(folder: str, records: list[Record]) -> None:

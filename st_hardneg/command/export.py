@@ -11,7 +11,7 @@ from typing import Any, get_args
 from datasets import Dataset
 
 from st_hardneg.command.inputs import saved
-from st_hardneg.exporting import Layout
+from st_hardneg.exporting import Layout, write_csv
 from st_hardneg.formats.sentence_transformers import OutputFormat
 
 
@@ -51,8 +51,6 @@ def write(dataset: Dataset, path: str) -> None:
         OSError: If it cannot be written.
     """
     ending = os.path.splitext(path)[1].lower()
-    if ending == ".csv" and (lists := [name for name, kind in dataset.features.items() if _is_nested(kind)]):
-        raise ValueError(f"A CSV file cannot hold the lists in {lists}. Write `.jsonl` or `.parquet`.")
     path = os.path.abspath(path)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -72,15 +70,11 @@ _ENDINGS = (".csv", ".jsonl", ".parquet")
 
 def _writers(dataset: Dataset) -> dict[str, Any]:
     return {
-        ".csv": lambda path: dataset.to_csv(path),
+        ".csv": lambda path: write_csv(dataset, path),
         ".jsonl": lambda path: dataset.to_json(path, force_ascii=False),
         ".parquet": lambda path: dataset.to_parquet(path),
         "": lambda path: dataset.save_to_disk(path),
     }
-
-
-def _is_nested(kind: Any) -> bool:
-    return not hasattr(kind, "dtype") or not isinstance(kind.dtype, str) or kind.dtype in ("list", "dict")
 
 
 def _refuse_others(path: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, NotMinedError
+from st_hardneg.exporting import write_csv
 from st_hardneg.formats import flag_embedding, ids, tevatron
 from st_hardneg.formats.records import Record, Text, write_lines
 
@@ -148,10 +151,22 @@ def test_the_formats_of_sentence_transformers_come_back(mined, layout, ending, t
     kind = {"jsonl": "json"}.get(ending, ending)
     found = load_dataset(kind, data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
     expected = mined.to_dataset(layout)
-    if ending == "csv":  # CSV has no way to keep a carriage return or a NUL apart
-        assert len(found) == len(expected) and found.column_names == expected.column_names
-    else:
-        assert found.to_dict() == expected.to_dict()
+    assert found.to_dict() == expected.to_dict()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXTS | st.sampled_from(["a\rb", "\r", "NA", "null", '"', "\ufeffx", "1", "\x00"]), min_size=1))
+def test_csv_is_exact(texts, tmp_path, caplog):
+    """As the standard library and pandas read it; what pandas takes for a missing value is said."""
+    caplog.clear()
+    path = str(tmp_path / "texts.csv")
+    rows = Dataset.from_dict({"anchor": texts, "label": [number % 2 for number in range(len(texts))]})
+    write_csv(rows, path)
+    with open(path, encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file, strict=True))
+    assert [row["anchor"] for row in found] == texts and [int(row["label"]) for row in found] == rows["label"][:]
+    assert pd.read_csv(path, keep_default_na=False, dtype={"anchor": str})["anchor"].tolist() == texts
+    assert ("read from CSV as a missing value" in caplog.text) == bool({"NA", "null"} & set(texts))
 
 
 def test_candidates_of_others_are_chosen_from(tmp_path):
