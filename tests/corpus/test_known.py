@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,3 +103,21 @@ def test_two_thousand_spellings_of_one_anchor_take_seconds(bag_of_words, same_po
     assert len(found.known_positives.keys) <= count + 100
     texts = found.corpus.texts
     assert not set(texts.take(np.unique(found.negative_ids[:count]))) & {*near, *anchors}
+
+
+def test_where_nothing_is_known_the_answer_is_no():
+    """Booleans, of the shape of what was asked."""
+    known = KnownPositives.from_lists([], identities=[0, 1])
+    found = known.contains(torch.tensor([0, 1]), torch.tensor([[0, 1, -1], [1, 0, 0]]))
+    assert found.dtype == torch.bool and found.tolist() == [[False] * 3] * 2
+
+
+def test_every_cluster_counts_the_first_one_too():
+    """Texts of a query's own cluster are right answers; -1 is in none."""
+    known = replace(
+        KnownPositives.from_lists([[0], [1], [2]], identities=[0, 1, 2, 3]),
+        query_clusters=torch.tensor([0, 1, -1]),
+        text_clusters=torch.tensor([-1, 0, 1, -1]),
+    )
+    found = known.is_positive(torch.arange(3), torch.arange(4))
+    assert found.tolist() == [[True, True, False, False], [False, True, True, False], [False, False, True, False]]
