@@ -161,7 +161,8 @@ class NegativeTable:
                 has scores.
 
         Raises:
-            ValueError: If the shape is another one than before, or ids are larger than the table was made for.
+            ValueError: If the shape is another one than before, ids are larger than the table was made for, or scores are
+                missing where the table has them.
         """
         shape = self._ids.shape[1:]
         if negative_ids.shape != shape:
@@ -175,9 +176,11 @@ class NegativeTable:
                 "NegativeTable the size of the corpus with `num_texts`."
             )
         generation = self.generation
-        self._ids[(generation + 1) % 2] = negative_ids
-        if self._scores is not None and scores is not None:
+        if self._scores is not None:
+            if scores is None:  # those of two writes ago would stand there
+                raise ValueError("Expected scores beside the negatives, as the table has them, got None.")
             self._scores[(generation + 1) % 2] = scores
+        self._ids[(generation + 1) % 2] = negative_ids
         self._count[0] = generation + 1
 
     def read(self, rows: Ids, *, previous: bool = False) -> Ids:

@@ -121,6 +121,30 @@ def test_batches_of_before_the_refresh_are_served_after_a_resume():
     assert dataset.__getitems__([0, 1]) == rows_of(1)[:2]
 
 
+def test_scores_stand_beside_the_negatives_of_the_same_mining():
+    """Before and after a refresh, and in the batches that an interrupted run had fetched before it."""
+    view = live_view()
+
+    def scores_of(number):
+        return np.column_stack([np.full(ROWS, -1.0), ids_of(number)]).astype(np.float32)
+
+    view.table.add_scores(scores_of(0))
+    found = view.resolve(np.array([3, 0]), ["negative_1", "scores"])
+    assert found["scores"] == scores_of(0)[[3, 0]].tolist()
+    view.table.write(ids_of(1), scores_of(1))
+    view.serve_previous(1)
+    found = [view.resolve(np.array([2]), ["negative_2", "scores"]) for _ in range(2)]
+    assert [one["scores"] for one in found] == [scores_of(0)[[2]].tolist(), scores_of(1)[[2]].tolist()]
+    assert [one["negative_2"] for one in found] == [[row_of(2, number)["negative_2"]] for number in range(2)]
+    with pytest.raises(ValueError, match="Expected scores beside the negatives"):
+        view.table.write(ids_of(2))
+    assert (
+        view.table.generation == 1 and view.resolve(np.array([0]), ["scores"])["scores"] == scores_of(1)[[0]].tolist()
+    )
+    view.table.num_shown = 2
+    assert view.resolve(np.array([0]), ["scores"])["scores"] == scores_of(1)[[0], :3].tolist()
+
+
 def test_texts_alone_are_no_batch():
     """A sampler that reads anchors takes no batch away from those that are owed."""
     view = live_view()
