@@ -337,12 +337,12 @@ def _plan(task: Task, config: MiningConfig) -> SearchPlan:
 
 
 def _prepare(story: Story) -> None:
-    """Let a search that reads the whole corpus each time be asked for all queries at once."""
-    started = time.perf_counter()
-    depth = max(story.plan.deepest(torch.from_numpy(story.plan.order)), story.judge.config.keep_candidates or 0)
+    """Let a search be asked for many queries at once, or for all of them if it reads the whole corpus each time."""
+    started, order = time.perf_counter(), torch.from_numpy(story.plan.order)
+    reach, least = story.plan.reach(order), story.judge.config.keep_candidates or 0
     for source in story.sources.values():
         if isinstance(source, (DenseSource, KeptSource)):
-            source.prepare(depth)
+            source.prepare(order, reach, least)
     story.search_seconds += time.perf_counter() - started
 
 

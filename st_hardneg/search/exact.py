@@ -8,8 +8,11 @@ import torch
 from sentence_transformers import SimilarityFunction
 from torch import Tensor
 
-# A block of scores holds at most this many floats (128 MB).
+# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, what fits its cache.
 _MAX_FLOATS = 32_000_000
+_CACHED_FLOATS = 8_000_000
+# Queries that are compared with a block at once on a CPU.
+_QUERIES = 1_024
 # Scores of so many texts are looked at together for the highest, where that leaves out most of them.
 _GROUP = 16
 _UNIT = 1e-6
@@ -35,6 +38,7 @@ class ExactSearcher:
     """
 
     is_exact = True
+    queries_at_once = _QUERIES
 
     def __init__(
         self, corpus_chunk_size: int = 100_000, score_function: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -64,57 +68,90 @@ class ExactSearcher:
         num_queries = len(query_embeddings)
         best_ids = torch.full((num_queries, k), -1)
         best = torch.full((num_queries, k), -torch.inf)
-        step = max(1, _MAX_FLOATS // max(1, min(self.corpus_chunk_size, len(self._corpus))))
+        step, width = self._block_shape(num_queries, k, query_embeddings.device.type == "cpu")
+        scratch = query_embeddings.new_empty(min(step, num_queries) * width) if self._is_product else None
         with torch.no_grad():
             for start in range(0, num_queries, step):
                 queries = query_embeddings[start : start + step]
-                best_ids[start : start + step], best[start : start + step] = self._nearest(queries, k)
+                rows = slice(start, start + step)
+                best_ids[rows], best[rows] = self._nearest(queries, k, width, scratch)
         return best_ids, best
 
-    def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _block_shape(self, num_queries: int, k: int, on_cpu: bool) -> tuple[int, int]:
+        """Return how many queries are compared with how many texts at once."""
+        width = max(1, min(self.corpus_chunk_size, len(self._corpus)))
+        step = max(1, _MAX_FLOATS // width)
+        if on_cpu and self._is_product:
+            # Blocks that stay in the cache until the highest are taken out, and memory that is used again: to be given
+            # 100 MB anew takes half as long as to multiply. Of few texts it takes longer to find the highest.
+            step = min(step, _QUERIES)
+            fitting = max(_CACHED_FLOATS // max(1, min(step, num_queries)), 2 * _GROUP * k)
+            width = min(width, -(-fitting // _GROUP) * _GROUP)
+        return step, width
+
+    def _nearest(self, queries: Tensor, k: int, width: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
         if self._is_cosine:
             queries = torch.nn.functional.normalize(queries.float(), dim=1)
         best = best_ids = None
-        for first in range(0, len(self._corpus), self.corpus_chunk_size):
-            block = self._corpus[first : first + self.corpus_chunk_size].to(queries.device)
-            scores = self._scores(queries, block, first)
-            found, places = _highest(scores, min(k, scores.shape[1]))
-            places += first
+        for first in range(0, len(self._corpus), width):
+            block = self._corpus[first : first + width].to(queries.device)
+            scores = self._scores(queries, block, first, scratch)
             if best is None or best_ids is None:
-                best, best_ids = found, places
+                best, best_ids = _highest(scores, min(k, scores.shape[1]))
+                best_ids += first
                 continue
-            both, both_ids = torch.cat([best, found], dim=1), torch.cat([best_ids, places], dim=1)
+            floor = best[:, -1:] if best.shape[1] == k else None
+            found, places = _highest(scores, min(k, scores.shape[1]), floor)
+            if not found.shape[1]:
+                continue
+            both, both_ids = torch.cat([best, found], dim=1), torch.cat([best_ids, places + first], dim=1)
             best, order = both.topk(min(k, both.shape[1]), dim=1)
             best_ids = both_ids.gather(1, order)
         assert best is not None and best_ids is not None
         return best_ids.cpu(), best.float().cpu()
 
-    def _scores(self, queries: Tensor, block: Tensor, first: int) -> Tensor:
+    def _scores(self, queries: Tensor, block: Tensor, first: int, scratch: Tensor | None) -> Tensor:
         if not self._is_product:
             return self._function(queries, block)
-        scores = queries @ block.T.to(queries.dtype)
+        shape = len(queries), len(block)
+        if scratch is not None and scratch.dtype == queries.dtype:
+            scores = scratch[: shape[0] * shape[1]].view(shape)
+            torch.mm(queries, block.T.to(queries.dtype), out=scores)
+        else:
+            scores = queries @ block.T.to(queries.dtype)
         if self._inverse_lengths is not None:
             scores *= self._inverse_lengths[first : first + len(block)].to(scores.device)
         return scores
 
 
-def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _highest(scores: Tensor, k: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the ``k`` highest of each row and their places, of shape ``(q, k)``, highest first; faster than ``topk``.
 
     The highest are in the ``k`` groups with the highest maxima, and the maxima take one quick pass.
+
+    Args:
+        scores: float of shape ``(q, width)``.
+        k: How many.
+        floor: float of shape ``(q, 1)``: what is no higher may be left out; the shape is then ``(q, at most k)``.
     """
     num_queries, width = scores.shape
     num_groups = width // _GROUP
-    if num_groups < 2 * k:
-        return scores.topk(k, dim=1)
     whole = num_groups * _GROUP
+    if num_groups < 2 * k and (floor is None or not num_groups):
+        return scores.topk(k, dim=1)
     groups = scores[:, :whole].unflatten(1, (_GROUP, num_groups))
-    best = groups.amax(dim=1).topk(k, dim=1, sorted=False).indices
+    maxima, num_best = groups.amax(dim=1), k
+    if floor is not None:
+        # Not `maxima > floor`, so that what is no number is found and reported.
+        num_best = min(k, int((~(maxima <= floor)).sum(dim=1).max()))
+        if num_groups < 2 * num_best:
+            return scores.topk(k, dim=1)
+    best = maxima.topk(num_best, dim=1, sorted=False).indices
     few = groups.gather(2, best[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
     places = (best[:, None, :] + torch.arange(_GROUP, device=scores.device)[:, None] * num_groups).flatten(1)
     if whole < width:  # what is left over
         few = torch.cat([few, scores[:, whole:]], dim=1)
         rest = torch.arange(whole, width, device=scores.device).expand(num_queries, -1)
         places = torch.cat([places, rest], dim=1)
-    found, at = few.topk(k, dim=1)
+    found, at = few.topk(min(k, few.shape[1]), dim=1)
     return found, places.gather(1, at)

@@ -34,6 +34,8 @@ class FaissSearcher:
         MissingExtraError: If FAISS is not installed.
     """
 
+    queries_at_once = 1_024
+
     def __init__(self, factory: str = "Flat") -> None:
         require_extra("faiss", "faiss", "`use_faiss=True`")
         parts = factory.split(",") if isinstance(factory, str) else [str(factory)]

@@ -15,7 +15,8 @@ class Searcher(Protocol):
     """Anything that finds the nearest corpus texts of a query. Two methods, no base class.
 
     One that has an attribute ``is_exact`` which is True finds all of them; of others, the recall is sampled at each mining
-    and stands in the report.
+    and stands in the report. One that has a number ``queries_at_once`` is asked for up to so many queries at a time, ahead
+    of the chunks in which they are mined, because fewer of them cost it as much; others are asked chunk by chunk.
     """
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:

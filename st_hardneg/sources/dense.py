@@ -17,8 +17,9 @@ from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.search import Searcher, checked_search
 from st_hardneg.sources.protocol import Plan, Proposal, Queries
 
-# Hits that are held for queries that are searched for all at once (1.2 GB).
+# Hits that are held for queries that are searched for all at once (1.2 GB), and for some that are searched for ahead.
 _MOST_HITS = 100_000_000
+_MOST_AHEAD = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +36,22 @@ class Space:
     corpus_ids: Ids
     source: int
     found: dict[str, Tensor] = field(default_factory=dict)
+    ahead: list[_Ahead] = field(default_factory=list)
 
-    def prepare(self, queries: Any, k: int) -> None:
-        """Search for all queries at once, if the searcher reads the whole corpus at each search.
+    def prepare(self, queries: Any, order: Tensor, reach: Tensor, least: int = 0) -> None:
+        """Search for all queries at once, if the searcher reads the whole corpus each time; or note what comes next.
 
         Args:
             queries: The vectors of all queries.
-            k: How many texts of each; fewer where that were too many to hold.
+            order: int64 of shape ``(num_queries,)``: the queries in the order in which they will be asked for.
+            reach: int64 of shape ``(num_queries,)``: how many texts of each, in that order, never fewer than before.
+            least: How many texts of each are asked for at least.
         """
         if getattr(self.searcher, "reads_everything", False):
-            k = min(k, len(self.corpus_ids), max(1, _MOST_HITS // len(queries)))
+            k = min(max(int(reach[-1]), least), len(self.corpus_ids), max(1, _MOST_HITS // len(queries)))
             self.found["places"], self.found["scores"] = self.searcher.search(queries, k)
+        elif isinstance(queries, Tensor) and (at_once := getattr(self.searcher, "queries_at_once", 0)):
+            self.ahead[:] = [_Ahead(self.searcher, queries, order, reach, at_once)]
 
     def search(self, query_embeddings: Any, k: int, query_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return corpus ids and similarities, of shape ``(q, k)``, with -1 and -inf where there are fewer.
@@ -58,8 +64,48 @@ class Space:
         searcher = self.searcher
         if query_ids is not None and self.found and k <= self.found["places"].shape[1]:
             searcher = _Found(self.found["places"][query_ids, :k], self.found["scores"][query_ids, :k])
+        elif query_ids is not None and self.ahead:
+            searcher = self.ahead[0].of(query_ids, k) or searcher
         places, similarities = checked_search(searcher, query_embeddings, k, len(self.corpus_ids))
         return torch.from_numpy(self.corpus_ids)[places.clamp(min=0)].masked_fill(places < 0, -1), similarities
+
+
+class _Ahead:
+    """Searches for more queries than are asked for, in the order in which they will be, where few cost as much as many.
+
+    Args:
+        searcher: The searcher.
+        queries: float of shape ``(num_queries, dim)``.
+        order: int64 of shape ``(num_queries,)``: the queries in order.
+        reach: int64 of the same shape: how many texts of each will be asked for; it never falls.
+        at_once: How many queries to search for.
+    """
+
+    def __init__(self, searcher: Searcher, queries: Tensor, order: Tensor, reach: Tensor, at_once: int) -> None:
+        self._searcher, self._queries, self._order, self._reach = searcher, queries, order, reach
+        self._at_once, self._place = at_once, order.argsort()
+        self._start, self._ids, self._scores = 0, torch.empty(0, 0), torch.empty(0, 0)
+
+    def of(self, query_ids: Tensor, k: int) -> _Found | None:
+        """Return what was found for a chunk of the order, or None if these queries are none."""
+        start, stop = int(self._place[query_ids[0]]) if len(query_ids) else 0, len(query_ids)
+        stop += start
+        if stop == start or not torch.equal(self._order[start:stop], query_ids):
+            return None
+        is_there = self._start <= start and stop <= self._start + len(self._ids) and k <= self._ids.shape[1]
+        if not is_there:
+            size = stop - start
+            # Whole chunks, none of which looks deeper than this one.
+            most = min(self._at_once, max(1, _MOST_AHEAD // k), int((self._reach[start:] <= k).sum()))
+            end = start + max(size, most // size * size)
+            rows = self._order[start:end].to(self._queries.device)
+            ids, scores = self._searcher.search(self._queries[rows], k)
+            self._start, self._ids, self._scores = start, torch.as_tensor(ids), torch.as_tensor(scores)
+        rows_there = slice(start - self._start, stop - self._start)
+        found = _Found(self._ids[rows_there, :k], self._scores[rows_there, :k])
+        if stop >= self._start + len(self._ids):  # nothing of it is asked for again
+            self._ids, self._scores = torch.empty(0, 0), torch.empty(0, 0)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +141,10 @@ class DenseSource:
     spaces: tuple[Space, ...]
     identities: Tensor
 
-    def prepare(self, depth: int) -> None:
-        """Search for all queries at once, down to a depth, where each search would read the whole corpus."""
+    def prepare(self, order: Tensor, reach: Tensor, least: int = 0) -> None:
+        """Search for many queries at once, in the order in which they will be asked for; see :meth:`Space.prepare`."""
         for space in self.spaces:
-            space.prepare(self.vectors.queries, depth)
+            space.prepare(self.vectors.queries, order, reach.clamp(max=len(space.corpus_ids)), least)
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:
         """Return the nearest texts of each query, down to the plan's depth."""
@@ -170,20 +216,20 @@ class KeptSource:
 
     def __init__(self, make: Callable[[], DenseSource], proposals: KeptProposals) -> None:
         self._make, self._proposals = make, proposals
-        self._depth: int | None = None
+        self._plan: tuple[Tensor, Tensor, int] | None = None
 
-    def prepare(self, depth: int) -> None:
-        """Search for all queries at once, or note that it is to be done once the source is made."""
-        self._depth = depth
+    def prepare(self, order: Tensor, reach: Tensor, least: int = 0) -> None:
+        """Search for many queries at once, or note that it is to be done once the source is made."""
+        self._plan = order, reach, least
         if "source" in self.__dict__:
-            self.source.prepare(depth)
+            self.source.prepare(*self._plan)
 
     @cached_property
     def source(self) -> DenseSource:
         """The source itself."""
         source = self._make()
-        if self._depth is not None:
-            source.prepare(self._depth)
+        if self._plan is not None:
+            source.prepare(*self._plan)
         return source
 
     def propose(self, queries: Queries, plan: Plan) -> Proposal:

@@ -95,6 +95,25 @@ def test_other_precisions_are_searched(dtype):
         assert scores.dtype == torch.float32 and (ids[:, 0] == expected).float().mean() >= 0.9
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize("order", ["any", "rising", "falling"])
+def test_small_blocks_find_what_one_product_finds(k, order, monkeypatch):
+    """Of later blocks only what beats the best so far is looked at, whether hardly anything does or everything."""
+    monkeypatch.setattr(exact_module, "_CACHED_FLOATS", 1)
+    queries, corpus = vectors(9, seed=1), vectors(3_001)
+    if order != "any":
+        corpus = corpus[(queries[0] @ corpus.T).argsort(descending=order == "falling")]
+    searcher = ExactSearcher()
+    searcher.index(corpus, "dot")
+    assert searcher._block_shape(9, k, True) == (9, 32 * k)
+    ids, scores = searcher.search(queries, k)
+    wanted = np.argsort(-brute_force("dot", queries, corpus), axis=1, kind="stable")[:, :k]
+    assert (ids.numpy() == wanted).all()
+    assert torch.allclose(scores, (queries @ corpus.T).gather(1, ids), atol=1e-5)
+    corpus[2_000] = torch.nan
+    assert searcher.search(queries, k)[1].isnan().any(dim=1).all()  # so that it is reported
+
+
 # --- what any searcher returns ----------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset
+from st_hardneg.search import ExactSearcher
+from st_hardneg.sources.dense import Space
 from tests.toys import BOTH, Model, by_angle, mined, rows_of, same, texts_of, wrapped
 
 
@@ -145,3 +148,43 @@ def test_three_of_two_spaces_equal_a_loop(options):
                 scores = {one: model.score(anchor, f"{('point', 'counter')[one[0]]} {one[1]}") for one in others}
                 kept = [one for one in others if options.get("min_score", -9) <= scores[one] <= bound]
                 assert negatives == sorted(kept, key=lambda one: -scores[one])[:3]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64, 500])
+@pytest.mark.parametrize("at_once", [1, 20, 1_000])
+def test_searching_ahead_changes_nothing(chunk, at_once):
+    """Whatever is searched for ahead, a chunk gets its own hits, down to its own depth."""
+    generator = torch.Generator().manual_seed(0)
+    queries, corpus = (torch.randn(count, 6, generator=generator) for count in (90, 200))
+    order = torch.randperm(90, generator=generator)
+    reach = torch.tensor([5] * 50 + [8] * 30 + [60] * 10)
+    searcher = Counting(at_once)
+    searcher.index(corpus, "cosine")
+    plain, space = Space(searcher, np.arange(200), 0), Space(searcher, np.arange(200), 0)
+    space.prepare(queries, order, reach)
+    for start in range(0, 90, chunk):
+        ids, depth = order[start : start + chunk], int(reach[start : start + chunk].max())
+        found = space.search(queries[ids], depth, ids)
+        expected = plain.search(queries[ids], depth)
+        assert torch.equal(found[0], expected[0]) and torch.allclose(found[1], expected[1], atol=1e-6)
+        if start == 2 * chunk:  # some of them once more, further down
+            again = space.search(queries[ids[::2]], 99, ids[::2])
+            assert torch.equal(again[0], plain.search(queries[ids[::2]], 99)[0])
+    if chunk == 3 and at_once == 20:
+        searcher.asked.clear()
+        space.prepare(queries, order, reach)
+        for ids in order[:48].split(3):
+            space.search(queries[ids], 5, ids)
+        assert searcher.asked == [18, 18, 12]  # whole chunks, and none that looks deeper
+
+
+class Counting(ExactSearcher):
+    """Notes how many queries it is asked for."""
+
+    def __init__(self, at_once: int) -> None:
+        super().__init__()
+        self.queries_at_once, self.asked = at_once, []
+
+    def search(self, query_embeddings, k):
+        self.asked.append(len(query_embeddings))
+        return super().search(query_embeddings, k)
