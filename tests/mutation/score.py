@@ -44,7 +44,12 @@ TESTS = {
     "strategies": ["tests/test_strategies.py", "tests/mining/test_sampling.py"],
     "live.table": ["tests/live/test_table.py"],
     "live.view": ["tests/live/test_view.py", "tests/live/test_dataset.py"],
-    "live.rows": ["tests/live/test_dataset.py", "tests/live/test_every_method.py", "tests/live/test_view.py"],
+    "live.rows": [
+        "tests/live/test_rows.py",
+        "tests/live/test_dataset.py",
+        "tests/live/test_every_method.py",
+        "tests/live/test_view.py",
+    ],
     "live.dataset": ["tests/live/test_dataset.py", "tests/live/test_view.py", "tests/live/test_every_method.py"],
     "live.batches": ["tests/live/test_batches.py"],
     "losses.masking": ["tests/losses/test_masking.py"],
