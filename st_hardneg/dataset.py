@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from st_hardneg.candidates import Mining, Pool
 from st_hardneg.config import MiningConfig
 from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.described import describe_model
-from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import check_settings, training_encodings, with_texts
 from st_hardneg.encoders.reuse import Reuse, reusing
 from st_hardneg.evaluating import EvaluatedDataset
 from st_hardneg.exporting import ExportedDataset
+from st_hardneg.identified import IdentifiedDataset
 from st_hardneg.layouts import FromLayouts
 from st_hardneg.live.negatives import LiveNegatives
 from st_hardneg.mining.engine import mine
@@ -37,7 +36,9 @@ if TYPE_CHECKING:
     from st_hardneg.search import Searcher
 
 
-class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, PublishedDataset, EvaluatedDataset):
+class HardNegativeDataset(
+    FromLayouts, ExportedDataset, PooledDataset, PublishedDataset, EvaluatedDataset, IdentifiedDataset
+):
     """A ``datasets.Dataset`` of (anchor, positive) rows, and the hard negatives mined for it.
 
     Repeated anchors are one query with several positives. Nothing that is known to be right for a query is ever
@@ -206,6 +207,7 @@ class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, Published
         dataset_name: str | None = None,
         prompts: Any = None,
         router_mapping: Any = None,
+        over_ranks: bool = False,
         semi_hard_margin: float = 0.2,
         show_progress_bar: bool = True,
     ) -> MiningReport:
@@ -220,6 +222,9 @@ class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, Published
             prompts: Prompts of the columns, as training arguments have them. None: the recipe's, or else the model's own.
             router_mapping: Routes of a Router that the columns go through, as training arguments have them, such as
                 ``{"question": "query", "answer": "document"}``.
+            over_ranks: Whether all processes that ``accelerate launch`` or ``torchrun`` has started mine together. Each
+                calls this, with the same rows and weights, and encodes its share of the texts; the first one searches, and
+                writes to ``cache_folder``. All end with what one process finds, bit by bit.
             semi_hard_margin: Margin by which the report tells easy from semi-hard negatives; changes no result.
             show_progress_bar: Whether to show progress.
 
@@ -227,8 +232,8 @@ class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, Published
             What was found, removed and left empty.
 
         Raises:
-            MiningError: If not one negative is found, an embedding is not finite, or ``shortfall="error"`` and a
-                query has too few. The earlier negatives stay as they were.
+            MiningError: If not one negative is found, an embedding is not finite, ``shortfall="error"`` and a query has
+                too few, or another rank fails. The earlier negatives stay as they were.
             ValueError: If the model's similarity cannot be searched by, or prompts or routes name another column.
             TypeError: If prompts or routes are of the wrong kind, or given beside ``args``.
         """
@@ -236,9 +241,9 @@ class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, Published
         check_settings(args, settings, dataset_name, self.anchor_column_name, self.positive_column_name)
         given = args or SimpleNamespace(prompts=prompts, router_mapping=router_mapping)
         encodings = training_encodings(self, given, dataset_name, keeps_own=args is None and prompts is None)
-        mining = self.compute_mining(
-            model, encodings=encodings, semi_hard_margin=semi_hard_margin, show_progress_bar=show_progress_bar
-        )
+        options: dict[str, Any] = {"semi_hard_margin": semi_hard_margin, "show_progress_bar": show_progress_bar}
+        compute = partial(self.compute_mining, model, encodings=encodings, **options)
+        mining = self._mined_over_ranks(model, compute) if over_ranks else compute()
         self.live.apply(mining)
         self.live.encodings = with_texts(model, encodings)
         self.live.publish_topics()
@@ -327,13 +332,3 @@ class HardNegativeDataset(FromLayouts, ExportedDataset, PooledDataset, Published
         if config.identity != self.config.identity:
             raise ValueError("`identity` decides how texts are numbered, so no schedule can change it.")
         check_num_topics(self._wrapped.task.num_topics, self.num_queries)
-
-    @cached_property
-    def data_fingerprint(self) -> str:
-        """What identifies the rows, the corpus and the order of both."""
-        pairs, texts = self._wrapped.pairs, self.corpus.texts
-        anchors = texts_fingerprint(text for some in pairs.anchors.batches() for text in some)
-        positives = hashlib.blake2b(pairs.row_positive.tobytes(), digest_size=16).hexdigest()
-        return recipe_fingerprint(
-            texts_fingerprint(text for some in texts.batches() for text in some), anchors, positives
-        )

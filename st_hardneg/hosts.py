@@ -238,3 +238,8 @@ def loss_components(trainer: Any) -> dict[str, Any]:
 def delegated_attributes(loss_class: type) -> tuple[str, ...]:
     """Return the parameters that a loss with a gradient cache passes on to the loss that it wraps."""
     return tuple(_private(loss_class, "_delegated_to_wrapped_loss", "sentence_transformers"))
+
+
+def length_of_input(model: Any, one: Any) -> int:
+    """Return the length of a text or of a pair of texts, by which a model orders what it encodes, longest first."""
+    return int(_private(model, "_input_length", "sentence_transformers")(one))

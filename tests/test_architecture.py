@@ -31,7 +31,7 @@ FLOORS = [
     {"publish"},
     {"arguments", "layouts"},
     {"wrapping"},
-    {"export", "exporting", "pooled", "publishing"},
+    {"export", "exporting", "pooled", "publishing", "identified"},
     {"views"},
     {"reviewing"},
     {"evaluating"},

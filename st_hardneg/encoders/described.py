@@ -18,10 +18,15 @@ def describe_model(model: Any) -> dict[str, str]:
     described = {"kind": type(model).__name__}
     if name := _name(model):
         described["name"] = name
-    # No rank has all weights of a model that is sharded over ranks, which only its state tells of at all times.
-    if isinstance(model, nn.Module) and not any(hasattr(one, "to_local") for one in model.state_dict().values()):
+    if isinstance(model, nn.Module) and has_all_weights(model):
         described["weights"] = weights_fingerprint(model)
     return described
+
+
+def has_all_weights(model: Any) -> bool:
+    """Tell whether this process has all weights of a model, of which no rank has if it is sharded over them."""
+    # Only its state tells of it at all times.
+    return not isinstance(model, nn.Module) or not any(hasattr(one, "to_local") for one in model.state_dict().values())
 
 
 def _name(model: Any) -> str | None:

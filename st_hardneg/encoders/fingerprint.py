@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 PROBES = ("What does the model make of a short question?", "And of a statement with 42 numbers, and CAPITALS.", "")
@@ -33,7 +34,8 @@ def weights_fingerprint(model: nn.Module) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    # Ten times as fast as BLAKE2, which would take a tenth of what a static embedding takes to mine with.
+    digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -44,7 +46,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     tokenizer = getattr(model, "tokenizer", None)
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
-        settings.append(_without_batch_state(backend.to_str()))
+        settings.append(_tokenizer_fingerprint(backend.to_str()))
     digest.update("\n".join(settings).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
@@ -97,17 +99,24 @@ def remembered(model: nn.Module, recipe: Any, with_vectors: Callable[[str], str]
     return seen[key]
 
 
-def _raw_bytes(tensor: Tensor) -> bytes:
+def _raw_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes()
+    return flat.view(torch.uint8).numpy().data
 
 
-def _without_batch_state(tokenizer_json: str) -> str:
-    # Padding and truncation are set anew by every batch; they are no property of the model.
-    content = json.loads(tokenizer_json)
-    content.pop("padding", None)
-    content.pop("truncation", None)
-    return json.dumps(content, sort_keys=True)
+# What was made of a tokenizer's JSON, by the digest of that: to parse it takes longer than to read the weights.
+_TOKENIZERS: dict[bytes, str] = {}
+
+
+def _tokenizer_fingerprint(tokenizer_json: str) -> str:
+    key = xxhash.xxh3_128_digest(tokenizer_json.encode("utf-8", "surrogatepass"))
+    if key not in _TOKENIZERS:
+        content = json.loads(tokenizer_json)
+        # Padding and truncation are set anew by every batch; they are no property of the model.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+        _TOKENIZERS[key] = recipe_fingerprint(content)
+    return _TOKENIZERS[key]
 
 
 def texts_fingerprint(texts: Iterable[str]) -> str:

@@ -261,7 +261,7 @@ def _facts(contents: Contents, origin: Origin) -> dict[str, str]:
         "rows": f"{report.num_rows:,} ({columns}), {report.num_queries:,} different anchors",
         "searched": f"{report.num_corpus:,} texts{of_corpus}",
         "model": model.get("name", model.get("kind", "not stated")),
-        "weights": f"`{model['weights']}` (BLAKE2 of weights and settings)" if "weights" in model else "not stated",
+        "weights": f"`{model['weights']}` (XXH3 of weights and settings)" if "weights" in model else "not stated",
         "similarity": report.similarity,
         "negatives per row": f"{report.num_negatives}",
         "mined": "before training"

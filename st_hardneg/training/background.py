@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from st_hardneg.candidates import Mining
 from st_hardneg.encoders.multi_vector import is_multi_vector
+from st_hardneg.encoders.ranks import from_first_rank
 from st_hardneg.encoders.reuse import name_of
 from st_hardneg.errors import MiningError
 from st_hardneg.hosts import is_sharded
 from st_hardneg.training.helper import Order, Setup
 from st_hardneg.training.messages import packed, read, write
-from st_hardneg.training.ranks import from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request
 
 if TYPE_CHECKING:

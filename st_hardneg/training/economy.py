@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from st_hardneg.encoders import encoder_for
 from st_hardneg.encoders.precision import gains_by_half_precision, half_precision
+from st_hardneg.encoders.ranks import from_first_rank
 from st_hardneg.encoders.reuse import Reuse
 from st_hardneg.hosts import distributed_evaluation, is_sharded
-from st_hardneg.training.ranks import from_first_rank
 from st_hardneg.training.refresh import Request, log_metrics
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from st_hardneg.encoders import Encodings, encoder_for
 from st_hardneg.encoders.dense import as_found
 from st_hardneg.encoders.multi_vector import is_multi_vector
 from st_hardneg.encoders.precision import half_precision
+from st_hardneg.encoders.ranks import KeepAlive, from_first_rank, shared_inference
 from st_hardneg.encoders.reuse import Reuse
 from st_hardneg.encoders.tokens import kept_tokens
 from st_hardneg.hosts import is_sharded
 from st_hardneg.report import MiningReport
 from st_hardneg.training.curriculum import InForce
-from st_hardneg.training.ranks import KeepAlive, from_first_rank, shared_inference
 from st_hardneg.training.rescoring import TrainedCrossEncoder
 from st_hardneg.training.searching import module_of
 from st_hardneg.training.targets import Target

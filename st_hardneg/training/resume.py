@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_hardneg.encoders.ranks import from_first_rank
 from st_hardneg.hosts import output_dir, resumed_checkpoint
 from st_hardneg.report import MiningReport
 from st_hardneg.training.checkpoint import CheckpointState, read_checkpoint, write_checkpoint
-from st_hardneg.training.ranks import from_first_rank
 from st_hardneg.training.targets import Target
 
 if TYPE_CHECKING:

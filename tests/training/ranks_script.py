@@ -32,9 +32,9 @@ from sentence_transformers.sentence_transformer.training_args import BatchSample
 from transformers import TrainerCallback
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
+from st_hardneg.encoders import ranks
 from st_hardneg.samplers import TopicAwareBatchSampler
 from st_hardneg.search import ExactSearcher
-from st_hardneg.training import ranks
 from st_hardneg.training.schedules import Linear, PerEpoch
 from tests.conftest import WORDS, random_texts, run_and_leave, word_model
 from tests.training.runs import ids_of, table_of

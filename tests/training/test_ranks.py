@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from st_hardneg.training import ranks
+from st_hardneg.encoders import ranks
 from tests.conftest import WORDS
 from tests.training import ranks_losses_script, runs
 
