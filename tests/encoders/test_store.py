@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,34 @@ def test_a_file_without_its_texts_is_not_there(tmp_path):
     (folder / "left.npy.1.partial").write_bytes(b"half")
     again = Counted()
     assert torch.equal(encoded(again, tmp_path, ["a", "b"]), vectors) and again.seen == ["a", "b"]
+
+
+def test_two_runs_that_write_the_same_texts_at_once(tmp_path, monkeypatch):
+    """One is done, and has cleaned up, while the other is about to give its file a name: both go on, and read the same."""
+    digests, vectors = digests_of(["a", "b"]), np.array([[1.0], [2.0]], dtype=np.float32)
+    ours, theirs, rename = Store(str(tmp_path)), Store(str(tmp_path)), os.replace
+
+    def overtaken(*paths):
+        monkeypatch.setattr(os, "replace", rename)
+        with monkeypatch.context() as other_process:
+            other_process.setattr(os, "getpid", lambda: 1)
+            theirs.add(digests, vectors)
+        assert not os.path.exists(paths[0])
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    ours.add(digests, vectors)
+    for one in (ours, theirs, Store(str(tmp_path))):
+        assert one.read(one.find(digests)).tolist() == vectors.tolist()
+    assert len(list(tmp_path.iterdir())) == 2  # the vectors and their texts, nothing half-written
+
+    def lost(*paths):
+        os.remove(paths[0])
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", lost)
+    with pytest.raises(FileNotFoundError):  # nobody else has written it
+        ours.add(digests_of(["c"]), vectors[:1])
 
 
 def test_digests_that_share_a_half(tmp_path):
