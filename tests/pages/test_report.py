@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import torch
 from datasets import Dataset
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningReport, MissingExtraError
+from st_hardneg.command.demo import word_model
+from st_hardneg.command.main import main
 from st_hardneg.pages.charts import ticks
 from tests.browser import browser
 from tests.conftest import random_texts
@@ -31,13 +35,13 @@ def mined(word_pairs, bag_of_words) -> HardNegativeDataset:
     return found
 
 
-@pytest.mark.training
-def test_a_page_in_a_real_browser(mined, tmp_path):
-    """No error, every figure there, nothing fetched, nothing sticks out at 400 and 1 400 px, light and dark."""
-    path = tmp_path / "report.html"
-    mined.report.save(path)
+def looked_at(path: Path, folder: Path, figures: set[str]) -> None:
+    """Open a page at 400 and 1 400 px, light and dark: no error, every figure there, nothing fetched, nothing sticks out.
+
+    With the environment variable SCREENSHOTS, a folder, what was seen is written there.
+    """
     colours = set()
-    with browser(tmp_path) as page:
+    with browser(folder) as page:
         for width in (400, 1400):
             for dark in (False, True):
                 page.open(path, width=width, dark=dark)
@@ -46,7 +50,7 @@ def test_a_page_in_a_real_browser(mined, tmp_path):
                     "Object.fromEntries([...document.querySelectorAll('figure')].map(one => [one.id, "
                     "Math.min(one.querySelector('svg').clientWidth, one.querySelector('svg').clientHeight)]))"
                 )
-                assert set(sizes) == FIGURES | CURVES and min(sizes.values()) > 20
+                assert set(sizes) == figures and min(sizes.values()) > 20
                 # An SVG is scaled with its column: its words stay readable.
                 scale = page.value(
                     "Math.min(...[...document.querySelectorAll('svg')].map(one => one.clientWidth / 360))"
@@ -59,6 +63,16 @@ def test_a_page_in_a_real_browser(mined, tmp_path):
                 cut += "b = one.closest('svg').getBoundingClientRect(); "
                 cut += "return a.left < b.left - 1 || a.right > b.right + 1 })"
                 assert page.value(f"{cut}.map(one => one.textContent)") == []
+                page.value(
+                    "right = one => one.getBoundingClientRect().right, left = one => one.getBoundingClientRect().left, "
+                    "names = [...document.querySelectorAll('svg .name + .value')]"
+                    ".map(one => [one.previousElementSibling, one])"
+                )
+                assert page.value("names.filter(([a, b]) => right(a) > left(b)).map(([a, b]) => a.textContent)") == []
+                assert page.value("names.length") > 10
+                if "SCREENSHOTS" in os.environ:
+                    name = f"{path.stem}-{width}-{'dark' if dark else 'light'}.png"
+                    page.picture(Path(os.environ["SCREENSHOTS"]) / name)
         assert page.value("document.querySelectorAll('#doubtful .case').length") == 10
         assert page.value("document.documentElement.outerHTML.includes('<script')") is False
     assert page.complaints == []
@@ -67,18 +81,38 @@ def test_a_page_in_a_real_browser(mined, tmp_path):
 
 
 @pytest.mark.training
-def test_labels_and_values_do_not_overlap(mined, tmp_path):
-    """The name of the longest rule and its count stand beside each other on a telephone."""
+def test_a_page_in_a_real_browser(mined, tmp_path):
+    """Of three minings: with the curves, and names and counts that do not overlap."""
     mined.report.save(tmp_path / "report.html")
-    with browser(tmp_path) as page:
-        page.open(tmp_path / "report.html", width=400)
-        page.value(
-            "right = one => one.getBoundingClientRect().right, left = one => one.getBoundingClientRect().left, "
-            "names = [...document.querySelectorAll('svg .name + .value')].map(one => [one.previousElementSibling, one])"
-        )
-        overlaps = page.value("names.filter(([a, b]) => right(a) > left(b)).map(([a, b]) => a.textContent)")
-        assert page.value("names.length") > 10
-    assert overlaps == []
+    looked_at(tmp_path / "report.html", tmp_path, FIGURES | CURVES)
+
+
+def claims_and_abstracts(folder: Path) -> Path:
+    """Write a small set in the shape of SciFact: long texts with titles, claims with one right answer or more."""
+    words = [" ".join(random_texts(30, seed=seed)) for seed in range(60)]
+    (folder / "qrels").mkdir(parents=True)
+    with gzip.open(folder / "corpus.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number, text in enumerate(words):
+            title = f"Effects of <{text[:40]}> & others: α-synuclein"
+            file.write(json.dumps({"_id": f"{number + 4983}", "title": title, "text": text}) + "\n")
+    with gzip.open(folder / "queries.jsonl.gz", "wt", encoding="utf-8") as file:
+        for number in range(30):
+            claim = " ".join(words[number].split()[number : number + 12])
+            file.write(json.dumps({"_id": str(number), "text": claim, "metadata": {}}) + "\n")
+    judged = [f"{number}\t{number + 4983}\t1\n" for number in range(30)] + ["3\t5020\t1\n", "7\t5021\t1\n"]
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(judged))
+    return folder
+
+
+@pytest.mark.training
+def test_the_page_of_a_labelled_set(tmp_path):
+    """Of `st-hardneg mine` on a folder in BEIR's layout: SciFact, if the environment variable SCIFACT names its folder."""
+    folder = os.environ.get("SCIFACT") or claims_and_abstracts(tmp_path / "set")
+    texts = HardNegativeDataset.from_beir(str(folder)).corpus.texts
+    word_model(texts.take(np.arange(len(texts)))).save_pretrained(str(tmp_path / "model"))
+    words = ["mine", str(folder), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "mined")]
+    assert main(words) == 0
+    looked_at(tmp_path / "mined.html", tmp_path, FIGURES)
 
 
 def test_histograms_are_those_of_numpy(mined):
