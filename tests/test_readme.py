@@ -98,7 +98,8 @@ def as_tried(code: str, names: dict[str, object], tmp_path: Path) -> str:
     if '"sentence-transformers/all-MiniLM-L6-v2"' in code:
         names["model"].save_pretrained(str(tmp_path / "model"))
         code = code.replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(tmp_path / "model")))
-        code = code.replace("    model=model,\n", "    model=model, args=args,\n", 1)
+        code = re.sub(r"model\.max_seq_length = .*", "", code)  # the small one reads all of a text
+        code = re.sub(r"SentenceTransformerTrainingArguments\(.*\),", "args,", code)
         names["pairs"].to_csv(str(tmp_path / "pairs.csv"))
     return re.sub(r'push_to_hub\("[^"]*"\)', 'push_to_hub("me/name", dry_run=True)', code)
 
