@@ -50,8 +50,10 @@ class Space:
         if getattr(self.searcher, "reads_everything", False):
             k = min(max(int(reach[-1]), least), len(self.corpus_ids), max(1, _MOST_HITS // len(queries)))
             self.found["places"], self.found["scores"] = self.searcher.search(queries, k)
-        elif isinstance(queries, Tensor) and (at_once := getattr(self.searcher, "queries_at_once", 0)):
-            self.ahead[:] = [_Ahead(self.searcher, queries, order, reach, at_once)]
+        elif isinstance(queries, Tensor) and getattr(self.searcher, "score_function", None) is None:
+            # A function of the caller's sees the queries in the chunks that the caller has set.
+            at_once = getattr(self.searcher, "queries_at_once", 0)
+            self.ahead[:] = [_Ahead(self.searcher, queries, order, reach, at_once)] if at_once else []
 
     def search(self, query_embeddings: Any, k: int, query_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return corpus ids and similarities, of shape ``(q, k)``, with -1 and -inf where there are fewer.
