@@ -6,6 +6,7 @@ import copy
 import csv
 import pickle
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -427,3 +428,28 @@ def test_a_plain_dataset_over_live_rows_reads_them():
     assert dataset.__getitems__([1]) == [row_of(1, 1)] and dataset["negative_1"][0] == row_of(4, 1)["negative_1"]
     assert dataset.with_format("arrow")["negative_1"].to_pylist()[0] == row_of(4, 1)["negative_1"]
     assert ids_of(1)[4][0] != ids_of(0)[4][0]
+
+
+def test_what_is_mapped_shows_as_many_negatives_as_before():
+    """A schedule that shows two of three goes on to do so; the third is there, and comes with the schedule."""
+    view = live_view()
+    view.table.num_shown = 2
+    mapped = dataset_of(view).map(lambda row: {"length": len(row["negative_3"])})
+    assert list(mapped.__getitems__([4])[0]) == ["anchor", "positive", "negative_1", "negative_2", "length"]
+    refresh(view)
+    view.table.num_shown = 3
+    assert mapped.__getitems__([4]) == [{**row_of(4, 1), "length": len(row_of(4)["negative_3"])}]
+
+
+def test_a_view_is_found_under_the_name_that_a_trainer_gave_its_dataset():
+    """Trainers wrap what transforms a member of a DatasetDict, and that may wrap another."""
+    view = live_view()
+
+    def transform(batch, **_):
+        return batch
+
+    named = dataset_of(view).with_transform(partial(transform, transform=partial(transform, dataset_name="quiz")))
+    assert [(name, found is view) for name, found in live_views(named)] == [("quiz", True)]
+    named = dataset_of(view).with_transform(partial(transform, dataset_name="claims", transform=transform))
+    assert [name for name, _ in live_views(named)] == ["claims"]
+    assert [name for name, _ in live_views(dataset_of(view).with_transform(transform))] == [None]
