@@ -9,6 +9,7 @@ import signal
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformerTrainer
@@ -22,7 +23,7 @@ from tests.training.test_refresh import snapshot
 pytestmark = [pytest.mark.training, *HOST_WARNINGS]
 
 
-def leftovers() -> dict[str, object]:
+def leftovers() -> dict[str, Any]:
     """Return what this process holds of processes, open files and shared memory."""
     gc.collect()
     maps = Path("/proc/self/maps")
@@ -94,7 +95,10 @@ def test_a_killed_worker_ends_the_run_and_leaves_nothing_behind(tmp_path, monkey
     assert after["negatives"][0] == after["table"][0] and after["reports"] == [8]
     assert after["step"] == (15 if where == "between steps" else 16)
     del killer, after
-    assert leftovers() == before
+    left = leftovers()
+    assert left["processes"] == before["processes"] and set(left["named"]) <= set(before["named"])
+    # What an earlier test has left to the garbage collector may go meanwhile.
+    assert left["files"] <= before["files"] and left["mapped"] <= before["mapped"]
 
     options |= {"callback": MiningCallback(mining_steps=8), "save_strategy": "no"}
     batches, resumed, _ = run(tmp_path / "killed", resume=True, **options)
