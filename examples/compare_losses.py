@@ -53,7 +53,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     arguments = parser.parse_args()
-    pairs, corpus, evaluate = load(arguments.data)
+    pairs, corpus, evaluate = load(arguments.data, arguments.limit)
     config = make_config(arguments)
     base = make_model(arguments, [*pairs["anchor"], *corpus["text"]])
     print(f"\nnDCG@10 on held-out queries{'':<8}{'mean':>7}" + "".join(f"{f'seed {s}':>9}" for s in arguments.seeds))

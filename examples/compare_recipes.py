@@ -4,8 +4,8 @@
     python examples/compare_recipes.py --sets scifact=DIR --model PATH --layers 3 --max-seq-length 64 --seeds 1 2
 
 Without ``--sets``, the docstrings of Python's standard library are the data set. A cell (data set, recipe, seed) takes
-seconds to minutes; finished ones are kept in ``--results`` and are not run again, so a comparison can be stopped and
-continued. ``--workers`` runs cells side by side, on one thread each.
+seconds to minutes; finished ones are kept in ``--results`` and are not run again with the same settings, so a comparison
+can be stopped and continued. ``--workers`` runs cells side by side, on one thread each.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def run_cell(arguments: argparse.Namespace, name: str, arm_name: str, seed: int)
     torch.set_num_threads(1)
     disable_progress_bars()
     started = time.perf_counter()
-    pairs, corpus, evaluate = load(dict(data_sets(arguments))[name])
-    if arguments.limit:
-        pairs = pairs.select(range(min(arguments.limit, len(pairs))))
+    pairs, corpus, evaluate = load(dict(data_sets(arguments))[name], arguments.limit)
     base = make_model(arguments, [*pairs["anchor"], *corpus["text"]])
     if arguments.max_seq_length and hasattr(base[0], "max_seq_length"):
         base.max_seq_length = arguments.max_seq_length
@@ -100,8 +98,16 @@ def run_cell(arguments: argparse.Namespace, name: str, arm_name: str, seed: int)
     train(model, dataset, arguments, seed, callbacks, loss)
     return {
         "set": name, "arm": arm_name, "seed": seed, "by_epoch": by_epoch.values,
-        "seconds": time.perf_counter() - started, **report,
+        "seconds": time.perf_counter() - started, "settings": settings(arguments, name), **report,
     }  # fmt: skip
+
+
+def settings(arguments: argparse.Namespace, name: str) -> dict[str, object]:
+    """Return what a cell depends on beside its data set's name, recipe and seed: others are other cells."""
+    names = (
+        "model", "static", "layers", "epochs", "batch_size", "learning_rate", "num_negatives", "limit", "max_seq_length",
+    )  # fmt: skip
+    return {"data": dict(data_sets(arguments))[name], **{one: getattr(arguments, one) for one in names}}
 
 
 def data_sets(arguments: argparse.Namespace) -> list[tuple[str, str | None]]:
@@ -128,7 +134,7 @@ def table(results: list[dict[str, object]], names: list[str], arms: list[str]) -
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, without=("data", "relative-margin", "range-max", "shortfall"))
     parser.add_argument(
         "--sets", nargs="+", default=[], metavar="NAME=DIR", help="folders in BEIR's layout; an empty DIR: docstrings"
     )
@@ -141,8 +147,10 @@ def main() -> None:
     if os.path.exists(arguments.results):
         with open(arguments.results, encoding="utf-8") as file:
             done = [json.loads(line) for line in file]
-    known = {(one["set"], one["arm"], one["seed"]) for one in done}
     names = [name for name, _ in data_sets(arguments)]
+    # What was measured with other settings is left in the file, and is not part of this comparison.
+    done = [one for one in done if one["set"] in names and one.get("settings") == settings(arguments, str(one["set"]))]
+    known = {(one["set"], one["arm"], one["seed"]) for one in done}
     cells = [(name, arm, seed) for seed in arguments.seeds for name in names for arm in arguments.arms]
     missing = [cell for cell in cells if cell not in known]
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:

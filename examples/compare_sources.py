@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--refresh", action="store_true", help="refresh the negatives of every recipe each epoch")
     arguments = parser.parse_args()
-    pairs, corpus, evaluate = load(arguments.data)
+    pairs, corpus, evaluate = load(arguments.data, arguments.limit)
     known: dict[str, set[str]] = {}
     for row in pairs.select_columns(["anchor", "positive"]):
         known.setdefault(row["anchor"], set()).add(" ".join(row["positive"].split()).casefold())

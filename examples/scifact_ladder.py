@@ -70,7 +70,7 @@ def bm25(queries: dict[str, str], corpus: dict[str, str], relevant: dict[str, se
 
 def trained(base: SentenceTransformer, evaluate: object, arguments: argparse.Namespace, seed: int, way: str) -> float:
     """Train a copy on in-batch negatives, on negatives mined once, or on refreshed ones; return nDCG@10."""
-    pairs, corpus, _ = load(arguments.data)
+    pairs, corpus, _ = load(arguments.data, arguments.limit)
     model = copy.deepcopy(base)
     if way == "in-batch":
         train(model, pairs.select_columns(["anchor", "positive"]), arguments, seed)
@@ -85,7 +85,8 @@ def trained(base: SentenceTransformer, evaluate: object, arguments: argparse.Nam
 
 def main() -> None:
     """Climb, and print the ladder."""
-    arguments = argument_parser(__doc__).parse_args()
+    without = ("static", "layers", "relative-margin", "range-max", "shortfall")
+    arguments = argument_parser(__doc__, without).parse_args()
     if not arguments.data or not arguments.model:
         raise SystemExit("name SciFact's folder with --data and a model with --model")
     arguments.static = True

@@ -80,15 +80,13 @@ def train(
 
 def main() -> None:
     """Train three times per seed and print the table."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, without=("static", "layers", "relative-margin", "range-max", "shortfall"))
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     arguments = parser.parse_args()
     if not arguments.model or not arguments.data:
         raise SystemExit("name a set's folder with --data and a model with --model")
     torch.set_num_threads(1)
-    pairs, corpus, dense = load(arguments.data)
-    if arguments.limit:
-        pairs = pairs.select(range(min(arguments.limit, len(pairs))))
+    pairs, corpus, dense = load(arguments.data, arguments.limit)
     queries = dict(zip(dense.queries_ids, dense.queries, strict=True))
     texts = dict(zip(dense.corpus_ids, dense.corpus, strict=True))
     evaluate = SparseInformationRetrievalEvaluator(

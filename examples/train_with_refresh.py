@@ -22,6 +22,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -42,23 +44,31 @@ from st_hardneg.formats.beir import read_beir
 from st_hardneg.losses import SemiHardMultipleNegativesRankingLoss
 from st_hardneg.samplers import NoDuplicatePairsBatchSampler
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "data": {"help": "folder in BEIR's layout; default: the standard library's docstrings"},
+    "model": {"help": "a Sentence Transformer; default: a static embedding made on the spot"},
+    "static": {"action": "store_true", "help": "use only the model's tokenizer and word embeddings"},
+    "layers": {"type": int, "help": "use only so many of the model's first layers"},
+    "seeds": {"type": int, "nargs": "+", "default": [1]},
+    "epochs": {"type": int, "default": 4},
+    "batch-size": {"type": int, "default": 32},
+    "learning-rate": {"type": float, "help": "default: 0.02 for a static embedding, 2e-5 otherwise"},
+    "num-negatives": {"type": int, "default": 3},
+    "relative-margin": {"type": float, "help": "a plain margin in place of the recommended recipe"},
+    "range-max": {"type": int, "help": "how many candidates to consider for each query"},
+    "limit": {"type": int, "help": "train on so many pairs only"},
+    "shortfall": {"default": "random", "choices": ["drop", "random", "repeat"]},
+}
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return the options that this example and others share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder in BEIR's layout; default: the standard library's docstrings")
-    parser.add_argument("--model", help="a Sentence Transformer; default: a static embedding made on the spot")
-    parser.add_argument("--static", action="store_true", help="use only the model's tokenizer and word embeddings")
-    parser.add_argument("--layers", type=int, help="use only so many of the model's first layers")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, help="default: 0.02 for a static embedding, 2e-5 otherwise")
-    parser.add_argument("--num-negatives", type=int, default=3)
-    parser.add_argument("--relative-margin", type=float, help="a plain margin in place of the recommended recipe")
-    parser.add_argument("--range-max", type=int, help="how many candidates to consider for each query")
-    parser.add_argument("--limit", type=int, help="train on so many pairs only")
-    parser.add_argument("--shortfall", default="random", choices=["drop", "random", "repeat"])
+
+def argument_parser(description: str | None, without: Collection[str] = ()) -> argparse.ArgumentParser:
+    """Return the options that this example and others share, without those that one has no use for."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for name, option in OPTIONS.items():
+        if name not in without:
+            parser.add_argument(f"--{name}", **option)
     return parser
 
 
@@ -74,12 +84,12 @@ def make_config(arguments: argparse.Namespace) -> MiningConfig:
     return MiningConfig(relative_margin=arguments.relative_margin, **fields)
 
 
-def load(data: str | None) -> tuple[Dataset, Dataset, InformationRetrievalEvaluator]:
-    """Return training pairs, the corpus, and an evaluator on queries that are not trained on."""
+def load(data: str | None, limit: int | None = None) -> tuple[Dataset, Dataset, InformationRetrievalEvaluator]:
+    """Return training pairs, at most ``limit``, the corpus, and an evaluator on queries that are not trained on."""
     if data is None:
         pairs, documents, queries, relevant = standard_library_pairs()
         texts = dict(zip(documents["_id"], documents["text"], strict=True))
-        return pairs, documents, evaluator(queries, texts, relevant)
+        return first(pairs, limit), documents, evaluator(queries, texts, relevant)
     corpus, queries = (
         next(p for p in (f"{data}/{name}.jsonl", f"{data}/{name}.jsonl.gz") if os.path.exists(p))
         for name in ("corpus", "queries")
@@ -91,7 +101,12 @@ def load(data: str | None) -> tuple[Dataset, Dataset, InformationRetrievalEvalua
         relevant.setdefault(query_id, set()).add(corpus_id)
     anchors = dict(zip(test["query-id"], test["anchor"], strict=True))
     texts = dict(zip(documents["_id"], documents["text"], strict=True))
-    return train, documents, evaluator(anchors, texts, relevant)
+    return first(train, limit), documents, evaluator(anchors, texts, relevant)
+
+
+def first(pairs: Dataset, limit: int | None) -> Dataset:
+    """Return the first pairs, all of them without a limit."""
+    return pairs if limit is None else pairs.select(range(min(limit, len(pairs))))
 
 
 def evaluator(
@@ -179,9 +194,7 @@ def main() -> None:
     """Train three times per seed and print the table."""
     arguments = argument_parser(__doc__).parse_args()
     started = time.perf_counter()
-    pairs, corpus, evaluate = load(arguments.data)
-    if arguments.limit:
-        pairs = pairs.select(range(min(arguments.limit, len(pairs))))
+    pairs, corpus, evaluate = load(arguments.data, arguments.limit)
     config = make_config(arguments)
     base = make_model(arguments, [*pairs["anchor"], *corpus["text"]])
     print(f"{len(pairs):,} training pairs, {len(corpus):,} texts to search, {len(evaluate.queries):,} test queries")

@@ -243,7 +243,11 @@ class HardNegativeDataset(
         encodings = training_encodings(self, given, dataset_name, keeps_own=args is None and prompts is None)
         options: dict[str, Any] = {"semi_hard_margin": semi_hard_margin, "show_progress_bar": show_progress_bar}
         compute = partial(self.compute_mining, model, encodings=encodings, **options)
-        mining = self._mined_over_ranks(model, compute) if over_ranks else compute()
+        if over_ranks:
+            how = encodings or Encodings.from_config(self.config, self.batch_size)
+            mining = self._mined_over_ranks(model, how, compute)
+        else:
+            mining = compute()
         self.live.apply(mining)
         self.live.encodings = with_texts(model, encodings)
         self.live.publish_topics()

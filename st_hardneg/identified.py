@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from st_hardneg.candidates import Mining
+from st_hardneg.encoders.dense import Encodings
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.ranks import mined_together
 from st_hardneg.live.negatives import LiveNegatives
@@ -30,13 +31,15 @@ class IdentifiedDataset:
             texts_fingerprint(text for some in texts.batches() for text in some), anchors, positives
         )
 
-    def _mined_over_ranks(self, model: Any, compute: Callable[..., Mining]) -> Mining:
+    def _mined_over_ranks(self, model: Any, encodings: Encodings, compute: Callable[..., Mining]) -> Mining:
         """Mine on the first rank, with the texts shared out over all ranks; see ``mine(over_ranks=True)``."""
         task = self._wrapped.task
 
         def data() -> str:
             before = (self.live.num_minings, self.live.must_fill is not None)
-            return recipe_fingerprint(self.data_fingerprint, self._wrapped.config.to_dict(), before)
+            both = (encodings.queries, encodings.corpus)
+            how = [(one.task, one.prompt_name, one.prompt, one.batch_size) for one in both]
+            return recipe_fingerprint(self.data_fingerprint, self._wrapped.config.to_dict(), before, how)
 
         models = [model, task.cross_encoder, task.teacher, None if task.guide is None else task.guide.model]
         return mined_together(lambda ping: compute(between_chunks=ping), models, data)

@@ -74,7 +74,7 @@ def similarity(model: SentenceTransformer, rows: Dataset, columns: list[str]) ->
 
 def draw_refresh(arguments: object, path: Path) -> None:
     """Train with refreshes and draw the three lines."""
-    pairs, corpus, _ = load(arguments.data)  # type: ignore[attr-defined]
+    pairs, corpus, _ = load(arguments.data, arguments.limit)  # type: ignore[attr-defined]
     base = make_model(arguments, [*pairs["anchor"], *corpus["text"]])  # type: ignore[arg-type]
     model = copy.deepcopy(base)
     hard_negatives = HardNegativeDataset(pairs, corpus, make_config(arguments), batch_size=256)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def draw_worth(results: str, path: Path) -> None:
 
 def main() -> None:
     """Draw one of the pictures beside this file."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, without=("seeds",))
     parser.add_argument("picture", choices=["refresh", "worth"])
     parser.add_argument("--results", default="recipes.jsonl", help="what compare_recipes.py has written")
     parser.add_argument("--out", type=Path, help="default: beside this file")

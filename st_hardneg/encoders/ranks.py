@@ -209,7 +209,11 @@ def mined_together(
                 "sharded, or without `over_ranks`."
             )
     with _in_words():
-        _check_same("rows, corpus or settings", data(), "Give every rank the whole dataset, in the same order.")
+        _check_same(
+            "rows, corpus or settings",
+            data(),
+            "Give every rank the whole dataset, in the same order, and mine with the same recipe, prompts and batch size.",
+        )
         _check_same("weights", "".join(map(_weights, parts)), "Load or train the model alike on every rank.")
         with ExitStack() as stack:
             for part in parts:

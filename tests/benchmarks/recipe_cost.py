@@ -23,12 +23,12 @@ LIMIT = 0.1
 
 def main() -> None:
     """Print seconds of each recipe, and the share of the rules."""
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, without=("seeds", "epochs", "relative-margin", "range-max", "shortfall"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     arguments.epochs = 1
     disable_progress_bars()
-    pairs, corpus, _ = load(arguments.data)
+    pairs, corpus, _ = load(arguments.data, arguments.limit)
     model = make_model(arguments, [*pairs["anchor"], *corpus["text"]])
     recipes = {
         "margin alone": MiningConfig(num_negatives=arguments.num_negatives, relative_margin=0.05),

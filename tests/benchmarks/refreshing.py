@@ -128,8 +128,7 @@ class Bench:
             vectors = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
             self.base = word_model(WORDS, vectors)
         else:
-            self.pairs, self.corpus, self.evaluate = load(arguments.data)
-            self.pairs = self.pairs.select(range(min(arguments.limit or len(self.pairs), len(self.pairs))))
+            self.pairs, self.corpus, self.evaluate = load(arguments.data, arguments.limit)
             self.base = make_model(arguments, [*self.pairs["anchor"], *self.corpus["text"]])
 
     def ndcg(self, model: SentenceTransformer) -> float:

@@ -86,7 +86,7 @@ def mined(model, lengths: list[int], options: dict[str, object]) -> dict[str, ob
 def refusals() -> dict[str, str]:
     """Return what is said where ranks do not hold the same, and where one of them fails."""
     said: dict[str, str] = {}
-    for name in ("rows", "weights", "fails"):
+    for name in ("rows", "weights", "prompts", "batches", "fails"):
         model = word_model(WORDS, STATIC + (0.1 * RANK if name == "weights" else 0))
         rows = PAIRS.select(range(80 - 10 * RANK)) if name == "rows" else PAIRS
         if name == "fails" and RANK == 1:
@@ -95,9 +95,10 @@ def refusals() -> dict[str, str]:
                 raise ValueError("the disk is full")
 
             model._inference = fail
-        found = HardNegativeDataset(rows, num_negatives=1)
+        found = HardNegativeDataset(rows, num_negatives=1, batch_size=8 + 8 * (name == "batches" and RANK == 1))
+        prompts = {"anchor": "w1 "} if name == "prompts" and RANK == 1 else None
         try:
-            found.mine(model, over_ranks=True, show_progress_bar=False)
+            found.mine(model, over_ranks=True, prompts=prompts, show_progress_bar=False)
         except (ValueError, RuntimeError) as error:
             said[name] = f"{type(error).__name__}: {error}"
     return said

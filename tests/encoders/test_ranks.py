@@ -66,12 +66,13 @@ def test_the_first_rank_alone_writes(ended):
 
 
 def test_what_does_not_go_together_is_refused_on_every_rank(ended):
-    """Other rows, other weights, and the error of one rank, in words."""
+    """Other rows, prompts, batches or weights, and the error of one rank, in words."""
     said, others = ended[0][1]["said"], ended[0][2]["said"]
     assert said == {**others, "fails": said["fails"]}
-    assert said["rows"].startswith(
-        "ValueError: The ranks cannot mine together: rank 1 has other rows, corpus or settings"
-    )
+    for name in ("rows", "prompts", "batches"):
+        assert said[name].startswith(
+            "ValueError: The ranks cannot mine together: rank 1 has other rows, corpus or settings"
+        )
     assert said["weights"].startswith(
         "ValueError: The ranks cannot mine together: rank 1 has other weights than rank 0."
     )
