@@ -140,7 +140,12 @@ def measure(kind: str, arguments: argparse.Namespace) -> bool:
             model=model, args=args, train_dataset=found.as_dataset(), loss=loss, callbacks=[callback, compare]
         )
         trainer.train()
-    wrong_rows = rows_not_as_stated(batches, model, pairs, compare.states)
+    # From which step on the loss sees each mining is what the log has stated.
+    stated = [
+        int(line["mining/seen_from_step"]) for line in trainer.state.log_history if "mining/seen_from_step" in line
+    ]
+    read_from = dict(zip(compare.states, [1, *stated], strict=True))
+    wrong_rows = rows_not_as_stated(batches, model, pairs, compare.states, read_from)
     churn = [round(report.churn or 0.0, 3) for report in callback.reports]
     print(
         f"{kind}: {len(pairs)} pairs, {len(corpus)} texts, churn {churn}, largest relative difference "
@@ -151,15 +156,22 @@ def measure(kind: str, arguments: argparse.Namespace) -> bool:
     return not compare.wrong and not wrong_rows and len(callback.reports) == 2
 
 
-def rows_not_as_stated(batches: list[Any], model: Any, pairs: Dataset, states: dict[int, list[list[str]]]) -> int:
+def rows_not_as_stated(
+    batches: list[Any], model: Any, pairs: Dataset, states: dict[int, list[list[str]]], read_from: dict[int, int]
+) -> int:
     """Return how many rows at the loss are not those of the dataset with the negatives that were to be read then.
 
-    What is mined at step 3 is read from step 5 on, what is mined at step 6 from step 8 on.
+    Args:
+        batches: What the loss got, by step.
+        model: The model, whose tokenizer has made it.
+        pairs: Anchors and positives.
+        states: The negatives of each row, by the step at which they were mined.
+        read_from: The first step at which each of them is read.
     """
     wrong = 0
     rows = list(zip(pairs["anchor"], pairs["positive"], strict=True))
     for step, columns in enumerate(batches, start=1):
-        negatives = states[6 if step >= 8 else 3 if step >= 5 else 0]
+        negatives = states[max(mined for mined, first in read_from.items() if first <= step)]
         read = zip(*(_texts(column, model) for column in columns), strict=True)
         known = {_as_read([*rows[row], *negatives[row]], columns, model) for row in range(len(rows))}
         wrong += sum(tuple(one) not in known for one in read)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import tiny_models
+from tests.conftest import random_texts
 
 FOLDER = Path(__file__).parent
 SMALL = {
@@ -30,3 +34,51 @@ def test_a_small_form_runs(name):
     assert len(lines) == num_figures, done.stdout + done.stderr
     assert done.returncode == int(any("TOO HIGH" in line for line in lines))
     assert not any("TOO HIGH" in line for line in lines if "another result" in line)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> tuple[str, str]:
+    """Folders of a labelled set in BEIR's layout and of a tiny model: the right answer says twice what the claim says."""
+    folder, claims = tmp_path_factory.mktemp("set"), random_texts(40, seed=1)
+    texts = {f"d{i}": f"{claim} {claim}" for i, claim in enumerate(claims)}
+    texts |= {f"o{i}": text for i, text in enumerate(random_texts(30, seed=2, length=8))}
+    documents = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in texts.items()]
+    queries = [json.dumps({"_id": f"q{i}", "text": claim}) for i, claim in enumerate(claims)]
+    (folder / "corpus.jsonl").write_text("\n".join(documents))
+    (folder / "queries.jsonl").write_text("\n".join(queries))
+    (folder / "qrels").mkdir()
+    for split, numbers in (("train", range(30)), ("test", range(30, 40))):
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in numbers)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    model = str(folder / "model")
+    tiny_models.dense(folder / "bert").save(model)
+    return str(folder), model
+
+
+def run(script: Path, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.training
+def test_models_of_each_kind_are_compared_with_brute_force(given):
+    """Dense, sparse, multi-vector and cross encoder, made of one BERT; it ends with another status if one is wrong."""
+    data, model = given
+    sizes = ("--pairs", "16", "--texts", "40", "--max-length", "16")
+    printed = run(FOLDER / "real_models.py", "--data", data, "--model", model, *sizes)
+    kinds = ["dense", "sparse", "multi-vector", "cross"]
+    assert [line.partition(":")[0] for line in printed.splitlines() if "at the loss" in line] == kinds
+    assert printed.count(" 0 scores off by more than 1e-5, 0 of 64 rows at the loss not as stated") == len(kinds)
+
+
+@pytest.mark.training
+def test_the_sparse_example_trains(given):
+    """A row for each way to get negatives."""
+    data, model = given
+    script = FOLDER.parents[1] / "examples" / "train_sparse.py"
+    printed = run(script, "--data", data, "--model", model, "--epochs", "1", "--num-negatives", "1")
+    for row in ("before training", "in-batch negatives", "mined once", "refreshed each epoch"):
+        assert f"\n{row}" in printed
