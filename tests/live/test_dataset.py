@@ -453,3 +453,45 @@ def test_a_view_is_found_under_the_name_that_a_trainer_gave_its_dataset():
     named = dataset_of(view).with_transform(partial(transform, dataset_name="claims", transform=transform))
     assert [name for name, _ in live_views(named)] == ["claims"]
     assert [name for name, _ in live_views(dataset_of(view).with_transform(transform))] == [None]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_repeated_rows_follow_a_refresh(times):
+    """Once or more often."""
+    view = live_view()
+    repeated = dataset_of(view).repeat(times)
+    refresh(view)
+    assert repeated.to_list() == rows_of(1) * times
+
+
+def test_repeated_without_end_or_not_at_all_is_as_datasets_has_it():
+    """None and 0 are no numbers of times that rows could be chosen by."""
+    plain = Dataset.from_list(rows_of())
+    for times in (0, None):
+        try:
+            expected = len(plain.repeat(times))
+        except Exception as error:
+            with pytest.raises(type(error)):
+                dataset_of(live_view()).repeat(times)
+        else:
+            assert len(dataset_of(live_view()).repeat(times)) == expected
+
+
+@pytest.mark.parametrize("order", [(True,), (False,), ([True],)])
+def test_sorting_takes_its_options_by_place(order):
+    """The second argument of `sort` is which way round."""
+    found = dataset_of(live_view()).sort("negative_1", *order).to_list()
+    assert found == Dataset.from_list(rows_of()).sort("negative_1", *order).to_list()
+
+
+def test_a_column_that_is_there_is_refused_as_datasets_refuses_it():
+    """With its words, also where more arguments are given."""
+    with pytest.raises(ValueError, match="anchor"):
+        dataset_of(live_view()).add_column("anchor", ["x"] * ROWS)
+    with pytest.raises(ValueError, match="anchor"):
+        dataset_of(live_view()).add_column("anchor", ["x"] * ROWS, feature=Value("string"))
+
+
+def test_what_is_no_dataset_has_no_topics():
+    """Samplers ask anything that a trainer may be given."""
+    assert live_topics([{"anchor": "a"}]) is None
