@@ -33,7 +33,7 @@ from st_hardneg.training.prompts import (
     check_trained_as_mined,
     warn_of_unknown_columns,
 )
-from st_hardneg.training.ranks import start_from_first_rank
+from st_hardneg.training.ranks import refuse_unseen_outputs, start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, warn_of_idle_refreshes
 from st_hardneg.training.rescoring import check_retriever, rescorer_of
 from st_hardneg.training.scheduled import ScheduledMining
@@ -203,6 +203,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         if trainer is not None:
             check_losses(trainer.loss, loader.dataset, train_dataset)
         if args.world_size > 1:
+            refuse_unseen_outputs(trainer)
             start_from_first_rank(target.hard_negatives for target in self._targets)
         self._show_all()
         self._check_schedule()
