@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from datasets import Dataset
@@ -15,7 +13,8 @@ from datasets import Dataset
 from st_hardneg.candidates import Mining
 from st_hardneg.files.folders import write_folder
 from st_hardneg.formats import flag_embedding, ids, tevatron
-from st_hardneg.formats.records import Record, records_of, write_lines
+from st_hardneg.formats.beir_folder import write_beir
+from st_hardneg.formats.records import records_of, write_lines
 from st_hardneg.wrapping import Wrapped
 
 Layout = Literal["flag-embedding", "tevatron", "ids", "beir", "triplet", "n-tuple", "labeled-pair", "labeled-list"]
@@ -61,9 +60,12 @@ class ExportedDataset:
             path: A file: JSON lines for ``"flag-embedding"`` and ``"tevatron"``; `.jsonl`, `.parquet` or `.csv` for the
                 four formats of Sentence Transformers. A folder for ``"ids"`` (`train`, `queries` and `documents`
                 as Parquet) and for
-                ``"beir"`` (`corpus.jsonl`, `queries.jsonl`, `qrels/train.tsv`, and the negatives in `negatives.tsv`).
+                ``"beir"`` (`corpus.jsonl`, `queries.jsonl`, `qrels/train.tsv`, the negatives in `negatives.tsv`, and what
+                else the rows say in `rows.jsonl`).
             layout: Which. In those of other projects a line is a query with all of its right answers and negatives; rows,
-                ids, scores and weights stand beside the texts. Texts that only stand in are left out.
+                ids, scores, weights and the further columns of rows and corpus stand beside the texts, dates among them as
+                texts. Texts that only stand in are left out. A query has the id that the rows have for it (``query-id``,
+                ``query_id`` or ``qid``), or the number of its first row.
 
         Returns:
             The path.
@@ -79,16 +81,14 @@ class ExportedDataset:
         if layout not in get_args(Layout):
             raise ValueError(f"Expected `layout` to be one of {list(get_args(Layout))}, got {layout!r}.")
         wrapped = self._wrapped
-        rows = wrapped.rows.dataset.with_format(None)
-        weights = rows["weight"][:] if "weight" in rows.column_names else None
-        records = records_of(mining, wrapped.pairs, wrapped.corpus, weights)
+        records = records_of(mining, wrapped.pairs, wrapped.corpus, wrapped.rows)
         if layout in ("flag-embedding", "tevatron"):
             line_of = {"flag-embedding": flag_embedding.line_of, "tevatron": tevatron.line_of}[layout]
             write_lines(path, (line for line in map(line_of, records) if line is not None))
         elif layout == "ids":
             _write_new_folder(path, lambda folder: _write_tables(folder, ids.tables_of(records)))
         elif layout == "beir":
-            _write_new_folder(path, lambda folder: _write_beir(folder, list(records)))
+            _write_new_folder(path, lambda folder: write_beir(folder, list(records)))
         else:
             _write_table(path, self.to_dataset(layout))  # type: ignore[attr-defined]
         return path
@@ -145,42 +145,3 @@ def write_csv(dataset: Dataset, path: str) -> None:
 
 def _is_nested(kind: Any) -> bool:
     return not hasattr(kind, "dtype") or not isinstance(kind.dtype, str) or kind.dtype in ("list", "dict")
-
-
-def _write_beir(folder: str, records: list[Record]) -> None:
-    texts = {one.id: one.text for record in records for one in (*record.positives, *record.negatives)}
-    write_lines(
-        os.path.join(folder, "corpus.jsonl"), ({"_id": name, "title": "", "text": text} for name, text in texts.items())
-    )
-    write_lines(os.path.join(folder, "queries.jsonl"), ({"_id": record.id, "text": record.query} for record in records))
-    os.makedirs(os.path.join(folder, "qrels"))
-    judged = [(record.id, one) for record in records for one in record.positives]
-    grades = _grades([1.0 if one.weight is None else one.weight for _, one in judged])
-    with_grades = [(query, one.id, grade) for (query, one), grade in zip(judged, grades, strict=True)]
-    _write_tsv(os.path.join(folder, "qrels", "train.tsv"), with_grades)
-    _write_tsv(
-        os.path.join(folder, "negatives.tsv"),
-        [(record.id, one.id, one.score) for record in records for one in record.negatives],
-    )
-
-
-def _grades(weights: list[float]) -> list[int]:
-    """Return whole grades whose shares of the highest are these weights.
-
-    Raises:
-        ValueError: If there are none up to 1 000.
-    """
-    highest = max(weights, default=1.0) or 1.0
-    for most in range(1, 1_001):
-        grades = [weight / highest * most for weight in weights]
-        if all(abs(grade - round(grade)) < 1e-6 for grade in grades):
-            return [round(grade) for grade in grades]
-    raise ValueError(
-        "Expected weights that are shares of whole grades, as BEIR's `qrels` hold them, got others. Use another layout."
-    )
-
-
-def _write_tsv(path: str, rows: Iterable[tuple[Any, Any, Any]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        file.writelines(f"{query}\t{document}\t{json.dumps(score)}\n" for query, document, score in rows)

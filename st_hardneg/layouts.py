@@ -11,6 +11,7 @@ from datasets import Dataset
 from st_hardneg.config import MiningConfig
 from st_hardneg.formats import flag_embedding, ids, tevatron
 from st_hardneg.formats.beir import BeirTable, read_beir
+from st_hardneg.formats.beir_folder import with_what_lies_beside
 from st_hardneg.formats.records import wrapped_from
 
 Self = TypeVar("Self", bound="FromLayouts")
@@ -33,6 +34,9 @@ class FromLayouts:
     ) -> Self:
         """Wrap a labelled retrieval set in BEIR's layout.
 
+        A folder that ``export(folder, "beir")`` has written comes back row by row, with its negatives as given ones, their
+        scores, and the further columns of its rows and corpus.
+
         Args:
             corpus: The folder of the set; or ``corpus.jsonl``: rows of ``_id``, ``title``, ``text``, as a path (also
                 ``.gz``), a list of dictionaries or a Dataset.
@@ -49,8 +53,9 @@ class FromLayouts:
             FileNotFoundError: If the folder lacks a file.
             TypeError: If there are tables beside a folder, or a table is missing.
         """
-        corpus, queries, qrels = beir_tables(corpus, queries, qrels, split)
-        pairs, documents = read_beir(corpus, queries, qrels, title_separator=title_separator)
+        tables = beir_tables(corpus, queries, qrels, split)
+        pairs, documents = read_beir(*tables, title_separator=title_separator)
+        pairs = with_what_lies_beside(pairs, documents, corpus)
         return cls(pairs, documents, config, **options)  # type: ignore[call-arg]
 
     @classmethod
@@ -130,12 +135,15 @@ class FromLayouts:
             TypeError: If a table is of another kind.
             FileNotFoundError: If the folder lacks a file.
         """
+        metadata = None
         if isinstance(train, (str, os.PathLike)):
+            folder = Path(train)
             train, queries, documents = (
-                Dataset.from_parquet(_file(Path(train), f"{name}.parquet"))
-                for name in ("train", "queries", "documents")
+                Dataset.from_parquet(_file(folder, f"{name}.parquet")) for name in ("train", "queries", "documents")
             )
-        records = list(ids.records_by_id(train, queries, documents))
+            if (folder / "metadata.parquet").is_file():
+                metadata = Dataset.from_parquet(str(folder / "metadata.parquet"))
+        records = list(ids.records_by_id(train, queries, documents, metadata))
         pairs, corpus = wrapped_from(records, "train")
         made = cls(pairs, corpus, config, **options)  # type: ignore[call-arg]
         made.keep_pool(ids.pool_of(records, pairs, corpus))  # type: ignore[attr-defined]

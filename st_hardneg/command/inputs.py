@@ -14,6 +14,7 @@ from st_hardneg.command.tables import read_table
 from st_hardneg.config import MiningConfig
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.formats.beir import read_beir
+from st_hardneg.formats.beir_folder import with_what_lies_beside
 from st_hardneg.layouts import beir_tables
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -51,7 +52,8 @@ def read_rows(path: str, run: dict[str, Any]) -> tuple[Dataset, Any]:
     if os.path.isdir(path):
         names = set(os.listdir(path))
         if {"corpus.jsonl", "corpus.jsonl.gz"} & names:
-            return read_beir(*beir_tables(path, None, None, split))
+            pairs, corpus = read_beir(*beir_tables(path, None, None, split))
+            return with_what_lies_beside(pairs, corpus, path), corpus
         if {"state.json", "dataset_dict.json"} & names:
             return _split_of(load_from_disk(path), split), None
         raise ValueError(

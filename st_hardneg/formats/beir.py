@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import pyarrow as pa
 from datasets import Dataset, IterableDataset
+
+from st_hardneg.formats.columns import laid_out, storable
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def read_beir(
         )
     highest = max(pairs["score"])
     pairs["weight"] = [score / highest for score in pairs["score"]]
-    return Dataset.from_dict(pairs), _dataset(_columns(documents))
+    return Dataset.from_dict(pairs), storable(documents)
 
 
 def _judgements(qrels: BeirTable, anchors: Mapping[str, str], texts: Mapping[str, str]) -> dict[tuple[str, str], float]:
@@ -180,40 +181,12 @@ def _first_missing(anchors: Mapping[str, str], query_id: str, texts: Mapping[str
     return None
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _dataset(columns: dict[str, list[Any]]) -> Dataset:
-    """Return the corpus, without the columns that Arrow cannot hold."""
-    try:
-        return Dataset.from_dict(columns)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError) as error:
-        wrong = [name for name in columns if name not in ("_id", "text") and not _is_storable(name, columns[name])]
-        if not wrong:
-            raise ValueError(
-                f"Expected `corpus` to hold columns of one type each, got something else ({error})."
-            ) from None
-        logger.warning(
-            f"{len(wrong):,} columns of `corpus` are left out, because they hold values of several types or no valid "
-            f"Unicode: {', '.join(map(repr, wrong))}."
-        )
-        return _dataset({name: column for name, column in columns.items() if name not in wrong})
-
-
-def _is_storable(name: str, column: list[Any]) -> bool:
-    try:
-        Dataset.from_dict({name: column})
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError, ValueError):
-        return False
-    return True
-
-
 def _documents(corpus: BeirTable, title_separator: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
     def text_of(row: Mapping[str, Any]) -> str:
-        parts = (str(row.get(name) or "").strip() for name in ("title", "text"))
-        return title_separator.join(part for part in parts if part)
+        title, text = (str(row.get(name) or "") for name in ("title", "text"))
+        if not title.strip():
+            return text if text.strip() else ""
+        return title_separator.join(part for part in (title.strip(), text.strip()) if part)
 
     return _texts(corpus, "corpus", text_of, "documents without title and text")
 
@@ -240,7 +213,7 @@ def _texts(
             continue
         texts[identifier] = text
         if text:
-            rows.append({**row, "_id": identifier, "text": text})
+            rows.append({**laid_out(row), "_id": identifier, "text": text})
             if "text" not in row:
                 faults.add("documents have no 'text'; their title alone is taken", repr(identifier))
     if texts and first is not None and not has_text:

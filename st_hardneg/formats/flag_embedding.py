@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from st_hardneg.formats.columns import packed, unpacked
 from st_hardneg.formats.records import Record, Text, list_in, number_or_none, read_lines, text_in
 
 
@@ -25,6 +26,11 @@ def line_of(record: Record) -> dict[str, Any] | None:
     }
     if all(one.weight is not None for one in record.positives):
         line["pos_weights"] = [one.weight for one in record.positives]
+    if any(one.columns for one in record.positives):
+        line["pos_columns"] = [packed(one.columns) for one in record.positives]
+    if any(one.metadata for one in (*record.positives, *record.negatives)):
+        line["pos_metadata"] = [packed(one.metadata) for one in record.positives]
+        line["neg_metadata"] = [packed(one.metadata) for one in record.negatives]
     return line
 
 
@@ -52,13 +58,18 @@ def read_records(path: str) -> Iterator[Record]:
 
 
 def _texts(row: dict[str, Any], name: str, texts: list[Any], path: str, number: int) -> Iterator[Text]:
-    ids = list_in(row, f"{name}_id", path, number, len(texts)) or [None] * len(texts)
-    scores = list_in(row, f"{name}_scores", path, number, len(texts)) or [None] * len(texts)
-    rows = (list_in(row, "rows", path, number, len(texts)) if name == "pos" else None) or [None] * len(texts)
-    weights = (list_in(row, "pos_weights", path, number, len(texts)) if name == "pos" else None) or [None] * len(texts)
+    def beside(key: str, is_there: bool = True) -> list[Any]:
+        values = list_in(row, key, path, number, len(texts)) if is_there else None
+        return values or [None] * len(texts)
+
+    is_right = name == "pos"
+    ids, scores, metadata = beside(f"{name}_id"), beside(f"{name}_scores"), beside(f"{name}_metadata")
+    rows, weights = beside("rows", is_right), beside("pos_weights", is_right)
+    columns = beside("pos_columns", is_right)
+    place_of = f"line {number} of {path!r}"
     for place, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"Expected texts in {name!r} of line {number} of {path!r}, got {text!r}.")
+            raise ValueError(f"Expected texts in {name!r} of {place_of}, got {text!r}.")
         identifier, of_row = ids[place], rows[place]
         yield Text(
             text,
@@ -66,4 +77,6 @@ def _texts(row: dict[str, Any], name: str, texts: list[Any], path: str, number: 
             number_or_none(scores[place]),
             of_row if isinstance(of_row, int) else None,
             number_or_none(weights[place]),
+            columns=unpacked(columns[place], place_of),
+            metadata=unpacked(metadata[place], place_of),
         )

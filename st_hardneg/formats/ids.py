@@ -6,11 +6,14 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 
 from st_hardneg.candidates import BUILT_IN_SOURCES, Pool, PoolPart
-from st_hardneg.formats.records import Record, Text, number_or_none
+from st_hardneg.corpus.texts import dataset_of
+from st_hardneg.formats.columns import packed, together, unpacked
+from st_hardneg.formats.records import Record, Text, number_or_none, without
 
 # A list of somebody else's is all there is: no recipe asks for more of it.
 _ALL = 2**31
@@ -19,15 +22,19 @@ _ALL = 2**31
 def tables_of(records: Iterable[Record]) -> dict[str, Dataset]:
     """Return ``train`` (``query_id``, ``document_ids``, ``scores`` and others), ``queries`` and ``documents``.
 
-    Right answers come first in ``document_ids``, ``num_positives`` of them; ``rows`` are the rows they come from.
+    Right answers come first in ``document_ids``, ``num_positives`` of them; ``rows`` are the rows they come from, and
+    ``columns`` what else these say. What else is said of documents is a table of its own, ``metadata``: beside one column
+    of texts, ``resolve_ids`` knows by itself what is meant.
     """
-    names = ("query_id", "document_ids", "scores", "num_positives", "rows", "weights")
+    names = ("query_id", "document_ids", "scores", "num_positives", "rows", "weights", "columns")
     train: dict[str, list[Any]] = {name: [] for name in names}
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
+    metadata: dict[str, dict[str, Any]] = {}
     for record in records:
         texts = [*record.positives, *record.negatives]
         documents.update({str(one.id): one.text for one in texts})
+        metadata.update({str(one.id): one.metadata for one in texts if one.metadata})
         queries[str(record.id)] = record.query
         values = (
             str(record.id),
@@ -36,19 +43,28 @@ def tables_of(records: Iterable[Record]) -> dict[str, Dataset]:
             len(record.positives),
             [one.row for one in record.positives],
             [one.weight for one in record.positives],
+            [packed(one.columns) if one.columns else None for one in record.positives],
         )
         for name, value in zip(names, values, strict=True):
             train[name].append(value)
-    if any(weight is None for weights in train["weights"] for weight in weights):
-        del train["weights"]
-    return {
+    for name in ("weights", "columns"):
+        if any(value is None for values in train[name] for value in values):
+            del train[name]
+    about = {"metadata": _table(metadata)} if metadata else {}
+    return about | {
         "train": Dataset.from_dict(train),
         "queries": Dataset.from_dict({"query_id": list(queries), "query": list(queries.values())}),
         "documents": Dataset.from_dict({"document_id": list(documents), "document": list(documents.values())}),
     }
 
 
-def records_by_id(train: Dataset, queries: Any, documents: Any) -> Iterator[Record]:
+def _table(metadata: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    """Return values by document as a table; a corpus has no further column ``_id``, as that holds its ids."""
+    columns = without(together(list(metadata.values()), "metadata"), ["_id"])
+    return dataset_of(pa.table({"_id": list(metadata), **columns}))
+
+
+def records_by_id(train: Dataset, queries: Any, documents: Any, metadata: Dataset | None = None) -> Iterator[Record]:
     """Yield the queries of rows of ids.
 
     Args:
@@ -57,10 +73,12 @@ def records_by_id(train: Dataset, queries: Any, documents: Any) -> Iterator[Reco
             ``negative_1_id`` or ``negative_ids``.
         queries: Texts by id: a dictionary, or a Dataset of two columns.
         documents: The same of documents.
+        metadata: What else is said of documents: a column ``_id`` and others.
 
     Raises:
         ValueError: If a column is missing, an id has no text, or lists are of different lengths.
     """
+    about = {} if metadata is None else {str(row.pop("_id")): row for row in metadata.with_format(None)}
     of_queries, of_documents = (_by_id(table, name) for table, name in ((queries, "queries"), (documents, "documents")))
     columns = train.column_names
     if "query_id" not in columns or not {"document_ids", "positive_id"} & set(columns):
@@ -76,7 +94,7 @@ def records_by_id(train: Dataset, queries: Any, documents: Any) -> Iterator[Reco
                 f"Expected as many scores as documents, and a right answer among them, in row {number}, got {len(ids)} "
                 f"documents, {len(scores)} scores and {count} right answers. Correct the row."
             )
-        rows, weights = row.get("rows") or [], row.get("weights") or []
+        rows, weights, beside = (row.get(name) or [] for name in ("rows", "weights", "columns"))
         texts = [
             Text(
                 _text(of_documents, name, number, "documents"),
@@ -84,6 +102,8 @@ def records_by_id(train: Dataset, queries: Any, documents: Any) -> Iterator[Reco
                 number_or_none(score),
                 rows[place] if place < len(rows) else None,
                 weights[place] if place < len(weights) else None,
+                columns=unpacked(beside[place], f"row {number}") if place < len(beside) else {},
+                metadata=about.get(str(name), {}),
             )
             for place, (name, score) in enumerate(zip(ids, scores, strict=True))
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from st_hardneg.formats.columns import packed, unpacked
 from st_hardneg.formats.records import Record, Text, list_in, number_or_none, read_lines, text_in
 
 
@@ -22,7 +23,9 @@ def line_of(record: Record) -> dict[str, Any] | None:
 
 def _passage(one: Text) -> dict[str, Any]:
     passage: dict[str, Any] = {"docid": one.id, "title": "", "text": one.text, "score": one.score}
-    further = {"row": one.row, "weight": one.weight}
+    further: dict[str, Any] = {"row": one.row, "weight": one.weight}
+    for name, values in (("columns", one.columns), ("metadata", one.metadata)):
+        further[name] = packed(values) if values else None
     return {**passage, **{name: value for name, value in further.items() if value is not None}}
 
 
@@ -67,4 +70,6 @@ def _text(passage: Any, name: str, path: str, number: int, title_separator: str)
         number_or_none(passage.get("score")),
         row if isinstance(row, int) else None,
         number_or_none(passage.get("weight")),
+        columns=unpacked(passage.get("columns"), f"line {number} of {path!r}"),
+        metadata=unpacked(passage.get("metadata"), f"line {number} of {path!r}"),
     )

@@ -75,6 +75,23 @@ def test_models_of_each_kind_are_compared_with_brute_force(given):
 
 
 @pytest.mark.training
+def test_planted_right_answers_are_suspects(given):
+    """All three kinds of copies of twelve right answers lead the list; those that differ in nothing are on none."""
+    data, model = given
+    printed = run(FOLDER / "suspects.py", "--data", data, "--model", model, "--copies", "12", "--listed", "10")
+    assert printed.count("of 10 suspects ") == 3 and "TOO FEW" not in printed
+    assert "12 copies that differ in nothing: 0 suspects, 0 slots, 0 of their own anchor" in printed
+
+
+@pytest.mark.training
+def test_every_format_comes_back(given):
+    """Four layouts of others, and eleven files of Sentence Transformers' four formats."""
+    data, model = given
+    printed = run(FOLDER / "round_trips.py", "--data", data, "--model", model)
+    assert printed.count(" 30 rows: equal") == 15
+
+
+@pytest.mark.training
 def test_the_sparse_example_trains(given):
     """A row for each way to get negatives."""
     data, model = given

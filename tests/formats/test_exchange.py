@@ -32,6 +32,10 @@ TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip()),
 )
 SCORES = st.floats(-1, 1, allow_nan=False, width=32)
+# What rows and texts say besides: names that files have themselves, None, lists, texts of all kinds.
+FURTHER = st.fixed_dictionaries(
+    {"year": st.none() | st.integers(-(2**60), 2**60), "text_": TEXTS, "tags": st.lists(TEXTS)}
+)
 
 
 @st.composite
@@ -40,10 +44,14 @@ def records(draw) -> list[Record]:
     for query in range(draw(st.integers(1, 4))):
         positives = []
         for _ in range(draw(st.integers(1, 3))):
-            text, score = draw(TEXTS), draw(SCORES)
-            positives.append(Text(text, f"d{number}", score, number, draw(st.floats(0, 1, width=32))))
+            text, score, weight = draw(TEXTS), draw(SCORES), draw(st.floats(0, 1, width=32))
+            further = {"columns": draw(FURTHER), "metadata": draw(FURTHER)}
+            positives.append(Text(text, f"d{number}", score, number, weight, **further))
             number += 1
-        negatives = [Text(draw(TEXTS), f"n{query}-{place}", draw(SCORES)) for place in range(draw(st.integers(1, 3)))]
+        count = draw(st.integers(1, 3))
+        negatives = [
+            Text(draw(TEXTS), f"n{query}-{place}", draw(SCORES), metadata=draw(FURTHER)) for place in range(count)
+        ]
         found.append(Record(draw(TEXTS), f"q{query}", positives, negatives))
     return found
 
@@ -68,7 +76,8 @@ def test_lines_come_back_as_they_were(room, found, tmp_path):
 def test_ids_come_back_as_they_were(found):
     """Of rows of ids with their texts beside them."""
     tables = ids.tables_of(found)
-    assert list(ids.records_by_id(tables["train"], tables["queries"], tables["documents"])) == found
+    order = ("train", "queries", "documents", "metadata")
+    assert list(ids.records_by_id(*(tables[name] for name in order))) == found
 
 
 @pytest.fixture
@@ -127,18 +136,113 @@ def test_a_dataset_comes_back(mined, layout, read, tmp_path, bag_of_words):
 
 
 def test_beir_comes_back(mined, tmp_path):
-    """Pairs, grades and every text; the negatives lie beside them."""
+    """Pairs in their order, weights, negatives and every text as it was."""
     path = mined.export(tmp_path / "out", "beir")
     found = HardNegativeDataset.from_beir(path)
-    strip = sorted((anchor.strip(), positive.strip()) for anchor, positive in mined.known_pairs())
-    assert sorted((anchor.strip(), positive.strip()) for anchor, positive in found.known_pairs()) == strip
-    weights = dict(zip(mined.known_pairs(), mined._wrapped.rows.dataset["weight"][:], strict=True))
-    for row in found._wrapped.rows.dataset:
-        assert any(
-            a.strip() == row["anchor"].strip() and b.strip() == row["positive"].strip() and w == row["weight"]
-            for (a, b), w in weights.items()
-        )
-    assert len((tmp_path / "out" / "negatives.tsv").read_text().splitlines()) == 1 + 3 * mined.num_queries
+    assert list(found.known_pairs()) == list(mined.known_pairs())
+    assert given_of(found) == negatives_of(mined)
+    rows = found._wrapped.rows.dataset
+    assert rows["weight"][:] == mined._wrapped.rows.dataset["weight"][:]
+    expected = [[one for one in row if np.isfinite(one)] for row in mined.negative_scores.tolist()]
+    assert rows["negative_scores"][:] == expected
+    negatives = tmp_path / "out" / "negatives.tsv"
+    assert len(negatives.read_text().splitlines()) == 1 + 3 * mined.num_queries
+    negatives.write_text(negatives.read_text() + "0\tno such id\t1\n")
+    with pytest.raises(ValueError, match=f"in line {2 + 3 * mined.num_queries} of "):
+        HardNegativeDataset.from_beir(path)
+
+
+READERS = {
+    "flag-embedding": HardNegativeDataset.from_flag_embedding,
+    "tevatron": HardNegativeDataset.from_tevatron,
+    "ids": HardNegativeDataset.from_ids,
+    "beir": HardNegativeDataset.from_beir,
+}
+
+
+@st.composite
+def labelled(draw) -> tuple[Dataset, Dataset]:
+    """Rows and a corpus that say more than texts: ids of queries, grades, evidence, notes; equal rows under two ids."""
+    count = draw(st.integers(2, 6))
+    words = [f"w{place} w{place + 1}" for place in range(count)]
+    row = st.tuples(st.integers(0, count - 1), st.integers(0, count - 1), TEXTS, st.sampled_from([1, 2, 3]))
+    rows = draw(st.lists(row, min_size=1, max_size=6))
+    pairs = {
+        "question": [f"{words[query]} {NASTY[query % 7]}" for query, _, _, _ in rows],
+        "answer": [f"{words[answer]} answer {NASTY[answer % 5]}" for _, answer, _, _ in rows],
+        "query_id": [f"q{query}-{place}" for place, (query, _, _, _) in enumerate(rows)],
+        "score": [grade for _, _, _, grade in rows],
+        "weight": [grade / 3 for _, _, _, grade in rows],
+        "evidence": [draw(st.sampled_from(["whole", "partly", None])) for _ in rows],
+        "note": [{"by": note, "sentences": [1] * grade} for _, _, note, grade in rows],
+    }
+    if not draw(st.booleans()):
+        del pairs["query_id"]
+    texts = [f"{word} answer {NASTY[place % 5]}" for place, word in enumerate(words)]
+    texts += [f"{text} {place}" for place, text in enumerate(NASTY)]
+    corpus = {
+        "_id": [f"d {place}" for place in range(len(texts))],
+        "text": texts,
+        "year": [draw(st.none() | st.integers(0, 3000)) for _ in texts],
+        "title": [draw(TEXTS) if draw(st.booleans()) else None for _ in texts],
+    }
+    return Dataset.from_dict(pairs), Dataset.from_dict(corpus)
+
+
+@pytest.mark.training
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tables=labelled())
+def test_what_rows_and_corpus_say_comes_back(tables, bag_of_words, tmp_path_factory):
+    """Every row in its order, also one that is there twice, with grade, evidence and notes; and each text's columns."""
+    pairs, corpus = tables
+    dataset = HardNegativeDataset(pairs, corpus, MiningConfig(num_negatives=2, shortfall="random"))
+    dataset.mine(bag_of_words, show_progress_bar=False)
+    for layout, read in READERS.items():
+        found = read(dataset.export(tmp_path_factory.mktemp("out") / "out", layout))
+        assert list(found.known_pairs()) == list(dataset.known_pairs()), layout
+        assert given_of(found) == negatives_of(dataset), layout
+        rows = found._wrapped.rows.dataset
+        for name in ("score", "weight", "evidence", "note", *({"query_id"} & set(pairs.column_names))):
+            assert rows[name][:] == pairs[name][:], (layout, name)
+        known = {row["_id"]: row for row in corpus}
+        for row in found.corpus.given:
+            assert {name: row[name] or None for name in known[row["_id"]]} == {
+                name: value or None for name, value in known[row["_id"]].items()
+            }, layout
+
+
+def test_equal_texts_under_two_ids_are_two_judgements(bag_of_words, tmp_path):
+    """A claim that stands twice under ids of its own keeps both; a row that is there twice gets an id for its copy."""
+    queries = [{"_id": name, "text": text} for name, text in (("85", "w1 w2"), ("86", "w1 w2"), ("90", "w3"))]
+    corpus = [{"_id": f"d{place}", "title": "", "text": f"w{place} w{place + 1} text"} for place in range(12)]
+    judged = [("85", "d1", 1), ("86", "d1", 1), ("86", "d2", 2), ("85", "d2", 1), ("90", "d3", 1)]
+    qrels = [dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in judged]
+    dataset = HardNegativeDataset.from_beir(corpus, queries, qrels, MiningConfig(num_negatives=2))
+    dataset.mine(bag_of_words, show_progress_bar=False)
+    folder = dataset.export(tmp_path / "out", "beir")
+    lines = (tmp_path / "out" / "qrels" / "train.tsv").read_text().splitlines()[1:]
+    assert [tuple(line.split("\t")[:2]) for line in lines] == [row[:2] for row in judged]
+    found = HardNegativeDataset.from_beir(folder)._wrapped.rows.dataset
+    assert found.select_columns(["query-id", "corpus-id", "score", "weight"]).to_dict() == {
+        name: dataset._wrapped.rows.dataset[name][:] for name in ("query-id", "corpus-id", "score", "weight")
+    }
+    plain = Dataset.from_dict({"anchor": ["w1", "w1", "w2", "w1"], "positive": ["w1 a", "w1 a", "w2 b", "w1 a"]})
+    dataset = HardNegativeDataset(plain, [f"w{place} c" for place in range(9)], MiningConfig(num_negatives=2))
+    dataset.mine(bag_of_words, show_progress_bar=False)
+    found = HardNegativeDataset.from_beir(dataset.export(tmp_path / "plain", "beir"))
+    assert list(found.known_pairs()) == list(dataset.known_pairs())
+    assert len(set(found._wrapped.rows.dataset["query-id"][:])) == 4
+
+
+def test_columns_that_no_file_can_hold_are_named(bag_of_words, word_pairs, tmp_path, caplog):
+    """In one warning; the rest is written."""
+    rows = word_pairs.add_column("raw", [b"\x00"] * len(word_pairs)).add_column("year", [2020] * len(word_pairs))
+    dataset = HardNegativeDataset(rows, config=MiningConfig(num_negatives=1))
+    dataset.mine(bag_of_words, show_progress_bar=False)
+    found = HardNegativeDataset.from_flag_embedding(dataset.export(tmp_path / "out.jsonl"))
+    assert "The columns ['raw'] of the rows are not written" in caplog.text
+    columns = found._wrapped.rows.dataset.column_names
+    assert "year" in columns and "raw" not in columns
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
@@ -203,6 +307,11 @@ BAD = [
     ("flag_embedding", '{"query": "é", "pos": ["p"]}'.encode("latin-1"), "Expected UTF-8 in .* in line 1"),
     ("flag_embedding", b"", "Expected queries with a right answer"),
     ("flag_embedding", b'{"query": "q", "pos": ["a", "b"], "pos_id": ["1", "1"]}', "Expected one text per id"),
+    (
+        "flag_embedding",
+        b'{"query": "q", "pos": ["p"], "pos_columns": ["["]}',
+        "Expected a JSON object as text in line 1",
+    ),
     ("tevatron", b'{"query": "q", "positive_passages": ["p"]}', "Expected objects in 'positive_passages' of line 1"),
     ("tevatron", b'{"query": "q", "pos": []}', "Expected 'positive_passages' in line 1"),
 ]
