@@ -99,3 +99,12 @@ def test_the_sparse_example_trains(given):
     printed = run(script, "--data", data, "--model", model, "--epochs", "1", "--num-negatives", "1")
     for row in ("before training", "in-batch negatives", "mined once", "refreshed each epoch"):
         assert f"\n{row}" in printed
+
+
+@pytest.mark.training
+def test_sparse_and_token_vectors_are_compared_with_brute_force(given):
+    """Sparse products, MaxSim over everything, and MaxSim over few candidates; another status if one is not the same."""
+    data, model = given
+    sizes = ("--num-negatives", "5", "--layers", "1", "--max-length", "16", "--depth", "12")
+    printed = run(FOLDER / "brute_force.py", "--data", data, "--model", model, *sizes)
+    assert printed.count(": the same\n") == 3 and printed.count(": 40 queries x 70 texts, 5 of each; ") == 3
