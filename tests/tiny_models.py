@@ -45,14 +45,14 @@ def saved(folder: Path, model: Any) -> str:
     return str(folder)
 
 
-def dense(folder: Path, seed: int = 0) -> Any:
+def dense(folder: Path, seed: int = 0, *, num_layers: int = 1) -> Any:
     """Return a dense model of 16 dimensions."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertModel
 
     torch.manual_seed(seed)
-    path = saved(folder, BertModel(bert_config(initializer_range=0.5)))
+    path = saved(folder, BertModel(bert_config(initializer_range=0.5, num_hidden_layers=num_layers)))
     model = SentenceTransformer(modules=[Transformer(path), Pooling(16)], device="cpu")
     model._create_model_card = lambda *_, **__: None
     return model
@@ -68,6 +68,16 @@ def splade(folder: Path, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     path = saved(folder, BertForMaskedLM(bert_config(initializer_range=0.5)))
     model = SparseEncoder(modules=[Transformer(path, transformer_task="fill-mask"), SpladePooling()], device="cpu")
+    model._create_model_card = lambda *_, **__: None
+    return model
+
+
+def autoencoded(folder: Path, seed: int = 0) -> Any:
+    """Return a sparse model of 32 dimensions, 8 of which are active: a dense one and an autoencoder (CSR)."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+
+    model = SparseEncoder(modules=[*dense(folder, seed), SparseAutoEncoder(16, 32, k=8, k_aux=16)], device="cpu")
     model._create_model_card = lambda *_, **__: None
     return model
 

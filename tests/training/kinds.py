@@ -107,6 +107,7 @@ def run(
     kind: str,
     folder: Path,
     *,
+    make_model: Callable[[Path], Any] | None = None,
     make_loss: Callable[[Any], Any] | None = None,
     config: dict[str, Any] | None = None,
     callback: dict[str, Any] | None = None,
@@ -120,6 +121,7 @@ def run(
     Args:
         kind: ``"dense"``, ``"sparse"`` or ``"multi-vector"``.
         folder: For the model and for checkpoints.
+        make_model: Makes another model than the usual one.
         make_loss: Makes another loss than the usual one.
         config: Fields of the recipe.
         callback: Arguments of the callback.
@@ -131,7 +133,7 @@ def run(
     Returns:
         What reached the loss, the callback, and the trainer.
     """
-    model = MODELS[kind](folder / "model")
+    model = (make_model or MODELS[kind])(folder / "model")
     hard_negatives = make_negatives(model, **(config or {}))
     if encoded is not None:
         infer = model._inference

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
 from st_hardneg.search import ExactSearcher
+from st_hardneg.training.inputs import OF_CROSS_ENCODERS
 from st_hardneg.training.rescoring import TrainedCrossEncoder
 from st_hardneg.training.timing import first_step_seen
 from tests import tiny_models
@@ -124,6 +125,12 @@ def test_every_loss_reads_new_negatives_at_the_stated_step(name, tmp_path):
     assert sum(len(pairs_of(LAYOUTS[name], inputs)) for inputs, _ in batches) > 20
     assert bool(found.live.mining.negatives.cross_encoder_scores.isfinite().all())
     assert len(found.as_dataset("labeled-pair")) == 40 * 3 and len(found.as_dataset("labeled-list")) == 40
+
+
+def test_no_loss_is_left_out():
+    """Every loss of the installed release is trained with above."""
+    assert {name for name in losses.__all__ if name.endswith("Loss")} == set(LAYOUTS)
+    assert {name: (layout,) for name, layout in LAYOUTS.items()} == OF_CROSS_ENCODERS
 
 
 def test_workers_read_nothing_old_after_the_stated_step(tmp_path):

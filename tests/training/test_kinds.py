@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from st_hardneg.losses import (
     SemiHardMultiVectorMultipleNegativesRankingLoss,
     SemiHardTripletLoss,
 )
+from st_hardneg.training import inputs
+from tests import tiny_models
 from tests.conftest import WORDS, word_model
-from tests.training.kinds import TEXTS, run, splade_loss
+from tests.training.kinds import MODELS, TEXTS, run, splade_loss
 from tests.training.runs import HOST_WARNINGS
 from tests.training.test_ranks import run as run_ranks
 
@@ -143,7 +146,10 @@ PAIRS, SCORES = {"output_format": "labeled-pair"}, {"with_scores": True}
 
 
 def matryoshka(model):
-    return dense_losses.MatryoshkaLoss(model, dense_losses.MultipleNegativesRankingLoss(model), [16, 8])
+    return dense_losses.MatryoshkaLoss(model, ranking(model), [16, 8])
+
+
+ranking = dense_losses.MultipleNegativesRankingLoss
 
 
 DENSE_LOSSES = {
@@ -164,6 +170,15 @@ DENSE_LOSSES = {
     "GISTEmbedLoss": (lambda m: dense_losses.GISTEmbedLoss(m, copy.deepcopy(m)), 1, {}),
     "CachedGISTEmbedLoss": (lambda m: dense_losses.CachedGISTEmbedLoss(m, copy.deepcopy(m)), 2, {}),
     "MatryoshkaLoss": (matryoshka, 2, {}),
+    "AdaptiveLayerLoss": (lambda m: dense_losses.AdaptiveLayerLoss(m, ranking(m)), 2, {}),
+    "Matryoshka2dLoss": (lambda m: dense_losses.Matryoshka2dLoss(m, ranking(m), [16, 8]), 2, {}),
+    "MultipleNegativesSymmetricRankingLoss": (dense_losses.MultipleNegativesSymmetricRankingLoss, 2, {}),
+    "CachedMultipleNegativesSymmetricRankingLoss": (
+        lambda m: dense_losses.CachedMultipleNegativesSymmetricRankingLoss(m, mini_batch_size=2),
+        2,
+        {},
+    ),
+    "GlobalOrthogonalRegularizationLoss": (dense_losses.GlobalOrthogonalRegularizationLoss, 2, {}),
     "SoftmaxLoss": (lambda m: dense_losses.SoftmaxLoss(m, 16, 2), 2, PAIRS),
     **{
         name: (getattr(dense_losses, name), 2, PAIRS)
@@ -176,6 +191,7 @@ SPARSE_LOSSES = {
     "ranking": (lambda m: splade_loss(m, sparse_losses.SparseMultipleNegativesRankingLoss(m)), 2, {}),
     "triplet": (lambda m: splade_loss(m, sparse_losses.SparseTripletLoss(m)), 1, {}),
     "cached": (cached_splade, 2, {}),
+    "autoencoder": (sparse_losses.CSRLoss, 2, {}),
     "documents only": (
         lambda m: sparse_losses.SpladeLoss(
             m,
@@ -215,6 +231,10 @@ MULTI_VECTOR_LOSSES = {
         {},
     ),
 }
+OTHER_MODELS = {
+    **dict.fromkeys(("AdaptiveLayerLoss", "Matryoshka2dLoss"), partial(tiny_models.dense, num_layers=3)),
+    "autoencoder": tiny_models.autoencoded,
+}
 LOSSES = {"dense": DENSE_LOSSES, "sparse": SPARSE_LOSSES, "multi-vector": MULTI_VECTOR_LOSSES}
 
 
@@ -224,6 +244,27 @@ def _dot(a, b):
     return dot_score(a, b)
 
 
+def losses_in(module) -> set[str]:
+    """Return the names of all losses of a kind that this release of Sentence Transformers has."""
+    found = {name: getattr(module, name) for name in module.__all__ if name.endswith("Loss")}
+    assert all(issubclass(one, torch.nn.Module) for one in found.values()) and len(found) > 3
+    return set(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*Symmetric:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "module"), list(zip(KINDS, (dense_losses, sparse_losses, multi_vector_losses), strict=True))
+)
+def test_no_loss_is_left_out(kind, module, tmp_path):
+    """Every loss of the installed release is trained with below, alone or inside another, or is refused in words."""
+    model = (tiny_models.autoencoded if kind == "sparse" else MODELS[kind])(tmp_path)
+    made = [make(model) for make, _, _ in LOSSES[kind].values()]
+    parts = [type(part) for loss in made for part in loss.modules()]
+    trained = {part.__name__ for part in parts if part.__module__.startswith(module.__name__)}
+    assert losses_in(module) - trained == losses_in(module) & set(inputs.UNUSED)
+
+
+@pytest.mark.filterwarnings("ignore:.*Symmetric:DeprecationWarning")
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in LOSSES for name in LOSSES[kind]])
 def test_every_loss_trains_on_the_live_view(kind, name, tmp_path):
     """A finite loss at every step, new negatives on the way, and the scores of a teacher where a loss wants some."""
@@ -232,6 +273,7 @@ def test_every_loss_trains_on_the_live_view(kind, name, tmp_path):
     recorder, watched, trainer = run(
         kind,
         tmp_path,
+        make_model=OTHER_MODELS.get(name),
         make_loss=make,
         config={"num_negatives": number, **({"teacher": teacher} if view is SCORES else {})},
         view=view,
