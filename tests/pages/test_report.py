@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -224,6 +225,21 @@ def test_other_projections(mined, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="Expected `projection` to be one of"):
         mined.report.save(tmp_path / "report.html", projection="tsne")
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.training
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_map_by_umap(mined, tmp_path):
+    """Where UMAP is installed: as many points as by PCA, elsewhere, and the same ones every time."""
+    pytest.importorskip("umap")
+    places = []
+    for number, projection in enumerate(("pca", "umap", "umap")):
+        mined.report.save(tmp_path / f"{number}.html", projection=projection)
+        places.append(re.findall(r'<circle class="point[^>]*>', (tmp_path / f"{number}.html").read_text("utf-8")))
+    assert len(places[0]) == len(places[1]) > 100
+    assert places[0] != places[1] == places[2]
+    if "SCREENSHOTS" in os.environ:
+        looked_at(tmp_path / "1.html", tmp_path, FIGURES | CURVES)
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(mined, tmp_path, monkeypatch):
