@@ -22,6 +22,9 @@ class EvaluatedDataset(ReviewedDataset):
     def to_evaluator(self, kind: EvaluatorKind = "ir", **options: Any) -> BaseEvaluator:
         """Return an evaluator of Sentence Transformers, fed with this dataset as it is now.
 
+        Called with a SparseEncoder, a MultiVectorEncoder or a CrossEncoder, it evaluates as the evaluator of their kind
+        does; a CrossEncoder can be evaluated by ``"reranking"`` and ``"outranks"``.
+
         Args:
             kind: ``"ir"``: an ``InformationRetrievalEvaluator`` of every anchor against the whole corpus, its positives
                 being right; ``"triplet"``: a ``TripletEvaluator``; ``"reranking"``: a ``RerankingEvaluator`` of each
@@ -36,23 +39,22 @@ class EvaluatedDataset(ReviewedDataset):
         if kind not in get_args(EvaluatorKind):
             raise ValueError(f"Expected `kind` to be one of {list(get_args(EvaluatorKind))}, got {kind!r}.")
         # They import scikit-learn, which a training without them has no use for.
-        from sentence_transformers.sentence_transformer.evaluation import RerankingEvaluator, TripletEvaluator
-
-        from st_hardneg.evaluation import OutranksEvaluator
+        from st_hardneg.evaluation import OutranksEvaluator, for_any_model
 
         if kind == "ir":
             return self._retrieval(options)
         if kind == "triplet":
             triplets = self.to_dataset("triplet")
-            return TripletEvaluator(*(list(triplets[name]) for name in triplets.column_names[:3]), **options)
+            columns = tuple(list(triplets[name]) for name in triplets.column_names[:3])
+            return for_any_model("TripletEvaluator", columns, options)
         samples = self._samples()
         if kind == "reranking":
-            return RerankingEvaluator(samples=samples, **options)
+            return for_any_model("RerankingEvaluator", (samples,), options)
         rows = [(one["query"], positive, one["negative"]) for one in samples for positive in one["positive"]]
         return OutranksEvaluator(*zip(*rows, strict=True), **options)
 
     def _retrieval(self, options: dict[str, Any]) -> BaseEvaluator:
-        from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+        from st_hardneg.evaluation import for_any_model
 
         pairs, corpus = self._wrapped.pairs, self.corpus
         ids = np.union1d(corpus.searched, corpus.identities[pairs.positive_ids])
@@ -62,7 +64,7 @@ class EvaluatedDataset(ReviewedDataset):
             f"q{number}": {str(one) for one in corpus.identities[pairs.positives_of(number)].tolist()}
             for number in range(pairs.num_queries)
         }
-        return InformationRetrievalEvaluator(queries, texts, right, **options)
+        return for_any_model("InformationRetrievalEvaluator", (queries, texts, right), options)
 
     def _samples(self) -> list[dict[str, Any]]:
         """Return anchor, positives and negatives of every query that has negatives."""

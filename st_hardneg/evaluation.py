@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ class OutranksEvaluator(BaseEvaluator):
     """Tells for how many rows the positive scores above all of its negatives, and by how much above the hardest one.
 
     ``TripletEvaluator`` looks at one negative at a time: a row with ten of them may win nine times and still be wrong.
+    Models of all four kinds can be evaluated.
 
     Args:
         anchors: The anchors.
@@ -59,13 +61,11 @@ class OutranksEvaluator(BaseEvaluator):
     ) -> dict[str, float]:
         """Return ``outranks_all``, the share of rows, and ``margin_to_hardest``, the mean difference of scores."""
         texts = [*self.positives, *(text for some in self.negatives for text in some)]
-        queries, documents = _vectors(model, self.anchors, texts, self.batch_size)
         count = len(self.anchors)
         lengths = torch.tensor([len(some) for some in self.negatives])
         owner = torch.arange(count).repeat_interleave(lengths)
-        pairwise = model.similarity_pairwise
-        right = pairwise(queries, documents[:count]).float().cpu()
-        wrong = pairwise(queries[owner], documents[count:]).float().cpu()
+        scores = _scores(model, self.anchors, texts, torch.cat([torch.arange(count), owner]), self.batch_size)
+        right, wrong = scores[:count], scores[count:]
         hardest = torch.full((count,), -torch.inf).scatter_reduce(0, owner, wrong, "amax")
         margin = right - hardest
         metrics = {
@@ -162,9 +162,89 @@ def _named(evaluator: Any, metrics: dict[str, float]) -> dict[str, float]:
     return named
 
 
-def _vectors(model: Any, queries: list[str], texts: list[str], batch_size: int) -> tuple[Any, Any]:
-    return _encoded(model.encode_query, queries, batch_size), _encoded(model.encode_document, texts, batch_size)
+def _scores(model: Any, queries: list[str], texts: list[str], owner: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Return the score of each text with its query, float32 of shape ``(len(texts),)``.
+
+    Args:
+        model: A model of any kind.
+        queries: The queries.
+        texts: The texts.
+        owner: Which query each text is compared with.
+        batch_size: Texts or pairs at once.
+    """
+    kind = kind_of(model)
+    if kind == "CrossEncoder":
+        pairs = [(queries[number], text) for number, text in zip(owner.tolist(), texts, strict=True)]
+        scores = model.predict(pairs, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+        return scores.float().cpu()
+    # Token vectors come as a list of matrices, which differ in their lengths.
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False}
+    if kind != "MultiVectorEncoder":
+        options["convert_to_tensor"] = True
+    vectors, documents = model.encode_query(queries, **options), model.encode_document(texts, **options)
+    if isinstance(vectors, torch.Tensor):
+        vectors = vectors.index_select(0, owner.to(vectors.device))
+    else:
+        vectors = [vectors[number] for number in owner.tolist()]
+    return torch.as_tensor(model.similarity_pairwise(vectors, documents)).float().cpu()
 
 
 def _encoded(encode: Callable[..., Any], texts: list[str], batch_size: int) -> Any:
     return encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+
+
+# --- evaluators of Sentence Transformers, for a model of any kind -----------------------------------------------------
+
+EVALUATORS = {
+    "SparseEncoder": ("sparse_encoder", "Sparse"),
+    "CrossEncoder": ("cross_encoder", "CrossEncoder"),
+    "MultiVectorEncoder": ("multi_vector_encoder", "MultiVector"),
+}
+"""Where the evaluators of a kind of model stand in Sentence Transformers, and what their names begin with."""
+
+
+def kind_of(model: object) -> str:
+    """Return the name of the class of models that a model is of; empty for one that encodes a text to one vector."""
+    return next((kind.__name__ for kind in type(model).__mro__ if kind.__name__ in EVALUATORS), "")
+
+
+def for_any_model(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> BaseEvaluator:
+    """Return an evaluator of Sentence Transformers that hands models of other kinds to the evaluator of their kind.
+
+    Args:
+        name: The name of the evaluator's class, such as ``"TripletEvaluator"``.
+        arguments: Its data.
+        options: Its further arguments.
+    """
+    from sentence_transformers.sentence_transformer import evaluation
+
+    base: Any = getattr(evaluation, name)
+
+    class Evaluator(base):
+        def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            if not (kind := kind_of(model)):
+                return super().__call__(model, *args, **kwargs)
+            found = _of_kind(kind, name)(*arguments, **options)
+            metrics = found(model, *args, **kwargs)
+            self.primary_metric = found.primary_metric
+            return metrics
+
+    Evaluator.__name__, Evaluator.__qualname__, Evaluator.__module__ = base.__name__, base.__qualname__, base.__module__
+    made: BaseEvaluator = Evaluator(*arguments, **options)
+    return made
+
+
+def _of_kind(kind: str, name: str) -> Any:
+    """Return the class of an evaluator.
+
+    Raises:
+        ValueError: If there is none for models of this kind.
+    """
+    module, prefix = EVALUATORS[kind]
+    found = getattr(importlib.import_module(f"sentence_transformers.{module}.evaluation"), f"{prefix}{name}", None)
+    if found is None:
+        raise ValueError(
+            f"Sentence Transformers has no {name} for a {kind}, which scores pairs of texts. Evaluate it with "
+            '`to_evaluator("reranking")` or `to_evaluator("outranks")`.'
+        )
+    return found

@@ -15,7 +15,11 @@ from sentence_transformers import (
     cross_encoder,
 )
 from sentence_transformers.base.modules import Router
+from sentence_transformers.cross_encoder import evaluation as cross_encoder_evaluation
 from sentence_transformers.cross_encoder import losses as cross_encoder_losses
+from sentence_transformers.multi_vector_encoder import evaluation as multi_vector_evaluation
+from sentence_transformers.sentence_transformer import evaluation as sentence_transformer_evaluation
+from sentence_transformers.sparse_encoder import evaluation as sparse_evaluation
 from transformers import BertModel, TrainerCallback
 
 from st_hardneg import HardNegativeDataset, MiningCallback, MiningConfig
@@ -37,6 +41,14 @@ MODELS = {**kinds.MODELS, "cross": tiny_models.cross_encoder}
 TRAINERS = {
     **kinds.TRAINERS,
     "cross": (cross_encoder.CrossEncoderTrainer, cross_encoder.CrossEncoderTrainingArguments),
+}
+
+
+OF_KIND = {
+    "dense": sentence_transformer_evaluation.RerankingEvaluator,
+    "sparse": sparse_evaluation.SparseRerankingEvaluator,
+    "multi-vector": multi_vector_evaluation.MultiVectorRerankingEvaluator,
+    "cross": cross_encoder_evaluation.CrossEncoderRerankingEvaluator,
 }
 
 
@@ -167,6 +179,45 @@ def test_a_dataset_dict_goes_in_split_by_split():
     pairs = Dataset.from_dict({"anchor": TEXTS[:2], "positive": CORPUS[:2]})
     with pytest.raises((TypeError, ValueError), match=r"DatasetDict.*(split|one)"):
         HardNegativeDataset(DatasetDict({"train": pairs}), num_negatives=1)
+
+
+# --- evaluators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
+@pytest.mark.parametrize("kind", MODELS)
+def test_evaluators_of_the_dataset_suit_every_kind_of_model(kind, tmp_path):
+    """In the stock trainer, in its own words: as the evaluator of the kind does, or as the scores of all pairs say."""
+    model = MODELS[kind](tmp_path / "model")
+    found = make_negatives(model, range(40))
+    own = found.to_evaluator("reranking", name="own", write_csv=False)
+    kinds_own = OF_KIND[kind](own.samples, name="own", write_csv=False)
+    outranks = found.to_evaluator("outranks")
+    trainer_class, args_class = TRAINERS[kind]
+    args = args_class(
+        output_dir=str(tmp_path), per_device_train_batch_size=5, max_steps=3, eval_strategy="steps", eval_steps=3,
+        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True,
+    )  # fmt: skip
+    trainer = trainer_class(
+        model=model, args=args, train_dataset=found.as_dataset(), loss=ranking_loss(kind, model), evaluator=own,
+    )  # fmt: skip
+    trainer.train()
+    logged = {key: value for log in trainer.state.log_history for key, value in log.items() if "own_" in key}
+    expected = kinds_own(model)
+    assert len(expected) > 2 and logged == {f"eval_{key}": pytest.approx(value) for key, value in expected.items()}
+    assert own.primary_metric == kinds_own.primary_metric
+    rows = found.to_dataset("n-tuple")
+    scores = all_scores(kind, model, list(rows["anchor"]))
+    places = [
+        [CORPUS.index(text) for text in texts] for texts in zip(*(rows[n] for n in rows.column_names[1:]), strict=True)
+    ]
+    taken = scores.gather(1, torch.tensor(places))
+    assert outranks(model)["outranks_all"] == pytest.approx(float((taken[:, 0] > taken[:, 1:].amax(1)).float().mean()))
+    if kind == "cross":
+        with pytest.raises(ValueError, match=r"no TripletEvaluator for a CrossEncoder.*to_evaluator\(\"reranking\"\)"):
+            found.to_evaluator("triplet")(model)
+    else:
+        assert found.to_evaluator("ir")(model) and found.to_evaluator("triplet")(model)
 
 
 # --- routes -----------------------------------------------------------------------------------------------------------
