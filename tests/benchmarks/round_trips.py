@@ -1,19 +1,24 @@
 """Every format that is written, on a labelled set, and read back: rows, ids, negatives, scores, weights and columns.
 
-    python tests/benchmarks/round_trips.py --data PATH_OF_scifact [--model PATH_OF_all-MiniLM-L6-v2]
+    python tests/benchmarks/round_trips.py --data PATH_OF_scifact [--model PATH_OF_all-MiniLM-L6-v2] [--reader PATH]
 
 ``--data`` is a folder in BEIR's layout; it is mined with the word vectors of the model. The rows get a column of evidence
-and one of notes, the corpus keeps its own. It ends with 1 if anything comes back as something else.
+and one of notes, the corpus keeps its own. ``--reader`` is a folder with FlagEmbedding's source (`pip download --no-deps
+FlagEmbedding`, unpacked), whose own reader then reads its file, too. It ends with 1 if anything comes back as something
+else.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
+import types
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, disable_progress_bars, load_dataset
 from suspects import word_vectors
 
@@ -81,11 +86,56 @@ def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return [name for name in expected if expected[name] != found[name]]
 
 
+def differing_in_flag_embedding(source: str, path: str, dataset: HardNegativeDataset) -> list[str]:
+    """Return what FlagEmbedding's own reader reads as something else than what the dataset holds."""
+    folder = os.path.join(source, "FlagEmbedding", "abc", "finetune", "embedder")
+    package = types.ModuleType("embedder")
+    package.__path__ = [folder]
+    sys.modules["embedder"] = package  # alone, without the rest of FlagEmbedding and what that needs
+    arguments, reader = (importlib.import_module(f"embedder.Abs{name}") for name in ("Arguments", "Dataset"))
+    mining, pairs = dataset.live.mining, dataset._wrapped.pairs
+    assert mining is not None
+    width, wrong = dataset.config.num_negatives, set()
+    for with_scores in (False, True):
+        args = arguments.AbsEmbedderDataArguments(
+            train_data=[path],
+            train_group_size=width + 1,
+            knowledge_distillation=with_scores,
+            cache_path=os.path.join(os.path.dirname(path), "reader"),
+        )
+        found = reader.AbsEmbedderTrainDataset(args, tokenizer=None)
+        if len(found) != pairs.num_queries:
+            wrong.add(f"{len(found):,} of {pairs.num_queries:,} queries")
+        for query in range(pairs.num_queries):
+            text, passages, scores = found[query]
+            ids = mining.negatives.ids[query]
+            theirs = dict(
+                zip(dataset.corpus.texts.take(ids.numpy()), mining.negatives.scores[query].tolist(), strict=True)
+            )
+            rows = np.flatnonzero(pairs.row_query == query)
+            right = dict(
+                zip(
+                    dataset.corpus.texts.take(pairs.row_positive[rows]),
+                    mining.positive_similarities[rows].tolist(),
+                    strict=True,
+                )
+            )
+            expected = right | theirs
+            if text != pairs.anchors.take(rows[:1])[0] or passages[0] not in right:
+                wrong.add("pairs")
+            if set(passages[1:]) != set(theirs):
+                wrong.add("negatives")
+            if with_scores and [expected.get(one) for one in passages] != list(scores):
+                wrong.add("scores")
+    return sorted(wrong)
+
+
 def main() -> None:
     """Mine, write, read, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--reader", help="FlagEmbedding's source")
     args = parser.parse_args()
     disable_progress_bars()
     pairs, corpus = read_beir(*beir_tables(args.data, None, None, "train"))
@@ -104,6 +154,9 @@ def main() -> None:
         for layout, reader in READERS.items():
             path = dataset.export(os.path.join(folder, layout), layout)
             say(layout, differing(expected, read(reader(path), columns)))
+            if layout == "flag-embedding" and args.reader:
+                whole = dataset.export(os.path.join(folder, "whole.jsonl"), layout)
+                say("FlagEmbedding's reader", differing_in_flag_embedding(args.reader, whole, dataset))
         for layout in ("triplet", "n-tuple", "labeled-pair", "labeled-list"):
             for ending, kind in (("jsonl", "json"), ("parquet", "parquet"), ("csv", "csv")):
                 if (layout, ending) == ("labeled-list", "csv"):  # lists do not fit into CSV
