@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -89,3 +90,20 @@ def require_extra(module: str, extra: str, wanted_by: str) -> None:
         raise MissingExtraError(
             f'{wanted_by} needs `{module}`, which is not installed. Install it with `pip install "st-hardneg[{extra}]"`.'
         )
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error of the system say which place of the user's could not be written to, whatever file it came from.
+
+    Raises:
+        OSError: Of the same kind, in words.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
+        kind = next(one for one in type(error).__mro__ if one.__module__ == "builtins")  # such as PermissionError
+        said = kind(f"Cannot write {os.fspath(path)!r} ({reason}). Name a place that you may write to.")
+        said.reason = reason  # what is written within something else says the outer place
+        raise said from error

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from datasets import Dataset
 
 from st_hardneg.candidates import Mining
+from st_hardneg.errors import writing
 from st_hardneg.files.folders import write_folder
 from st_hardneg.formats import flag_embedding, ids, tevatron
 from st_hardneg.formats.beir_folder import write_beir
@@ -90,7 +91,8 @@ class ExportedDataset:
         elif layout == "beir":
             _write_new_folder(path, lambda folder: write_beir(folder, list(records)))
         else:
-            _write_table(path, self.to_dataset(layout))  # type: ignore[attr-defined]
+            with writing(path):
+                _write_table(path, self.to_dataset(layout))  # type: ignore[attr-defined]
         return path
 
 

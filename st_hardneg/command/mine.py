@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,12 @@ def check_writable(folder: str) -> None:
         raise FileExistsError(f"The folder {folder!r} holds something else. Name another one with `--output`.")
     while not os.path.exists(above):
         above = os.path.dirname(above)
-    if not os.path.isdir(above) or not os.access(above, os.W_OK):
-        raise OSError(f"Cannot write to {folder!r}. Name a folder that you may write to with `--output`.")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=above, prefix=".st-hardneg-"))  # whatever the permissions say
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {folder!r} ({error.strerror}). Name a folder that you may write to with `--output`."
+        ) from None
 
 
 def _dry_run(hard_negatives: HardNegativeDataset, model: Any) -> None:

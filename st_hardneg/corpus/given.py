@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of
@@ -128,7 +129,28 @@ def given_corpus(
         raise ValueError(f"Expected a {parameter} with at least one text, got an empty one. {advice}")
     check_text_column(dataset, text_column, parameter, allow_empty=allow_empty)
     id_column = next((name for name in ID_COLUMNS if name in dataset.column_names), None)
+    if id_column is not None:
+        _check_ids(dataset, id_column, text_column, parameter)
     return GivenCorpus(dataset, text_column, id_column)
+
+
+def _check_ids(dataset: Dataset, id_column: str, text_column: str, parameter: str) -> None:
+    """Raise if an id stands for two texts.
+
+    Raises:
+        ValueError: If so.
+    """
+    plain = dataset.with_format("arrow").select_columns([id_column])[:].column(id_column)
+    if pa.types.is_nested(plain.type) or pc.count_distinct(plain, mode="all").as_py() == len(plain):
+        return
+    texts, found = TextColumn(dataset, text_column), dict[str, str]()
+    for place, name in enumerate(map(str, plain.to_pylist())):
+        (text,) = texts.take([place])
+        if found.setdefault(name, text) != text:
+            raise ValueError(
+                f"Expected every id in the column {id_column!r} of `{parameter}` once, got {name!r} twice, with different "
+                "texts. Give each text an id of its own, or rename the column."
+            )
 
 
 def _refused(corpus: Any, parameter: str) -> TypeError:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from st_hardneg.errors import writing
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows
@@ -33,8 +35,15 @@ def write_folder(path: str, write: Callable[[str], None]) -> None:
     Args:
         path: The folder.
         write: Writes the contents into the folder that it is given.
+
+    Raises:
+        OSError: If it cannot be written; what was there is as it was.
     """
-    parent, name = os.path.split(os.path.abspath(path))
+    with writing(path):
+        _write_folder(*os.path.split(os.path.abspath(path)), write)
+
+
+def _write_folder(parent: str, name: str, write: Callable[[str], None]) -> None:
     os.makedirs(parent, exist_ok=True)
     _clean_up(parent, name)
     with _new_folder(parent, f"{name}{_PARTIAL}") as partial:

@@ -18,6 +18,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.rows import Rows
 from st_hardneg.corpus.texts import Ids, dataset_of
+from st_hardneg.errors import writing
 from st_hardneg.formats.columns import Further, together
 
 # Queries whose texts are looked up at once.
@@ -206,7 +207,16 @@ def _texts_by_id(records: Sequence[Record], path: str) -> dict[str, Text]:
 
 
 def write_lines(path: str, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines under another name first: under its own, the file is complete, or what it was before."""
+    """Write JSON lines under another name first: under its own, the file is complete, or what it was before.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with writing(path):
+        _write_lines(path, lines)
+
+
+def _write_lines(path: str, lines: Iterable[Mapping[str, Any]]) -> None:
     partial = f"{path}.partial"
     try:
         with open(partial, "w", encoding="utf-8", newline="\n") as file:

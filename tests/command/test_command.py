@@ -17,44 +17,7 @@ from st_hardneg.command import demo
 from st_hardneg.command.main import main
 from st_hardneg.command.mine import estimate
 from st_hardneg.command.parser import make_parser
-
-ROWS = [(f"{degrees}°", f"note {degrees + 5}°") for degrees in range(0, 340, 20)]
-# A plain recipe, under which every row of these finds something.
-PLAIN = [
-    "--relative-margin",
-    "null",
-    "--max-relative-positive-similarity",
-    "null",
-    "--max-positive-similarity",
-    "0.999",
-]
-
-
-@pytest.fixture
-def place(protractor, tmp_path, monkeypatch):
-    """A folder with a model and pairs, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    protractor.save("model")
-    write_csv("pairs.csv", [("anchor", "positive"), *ROWS])
-    return tmp_path
-
-
-def write_csv(path: str, rows: list[tuple[str, ...]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
-
-
-def mine(*words: str, source: str = "pairs.csv") -> int:
-    return main(["mine", source, "--model", "model", *PLAIN, *words])
-
-
-def error_of(capsys, *words: str) -> str:
-    """Run what must fail, and return what it says; no traceback is among it."""
-    capsys.readouterr()
-    assert main(list(words)) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "Traceback" not in said
-    return said.removeprefix("error: ").strip()
+from tests.command.runs import ROWS, error_of, mine, write_csv
 
 
 def test_from_a_csv_to_everything(place, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.publish.stand_in import running_hub
@@ -44,10 +46,14 @@ def run(hub, text: str, tmp_path: Path) -> subprocess.Popen:
     )
 
 
+def rows_in(files: dict[str, bytes]) -> list[str]:
+    return pq.read_table(io.BytesIO(files["data/train-00000-of-00001.parquet"])).column("anchor").to_pylist()
+
+
 @pytest.mark.training
 @pytest.mark.parametrize("phase", ["/preupload/", "/lfs/", "/commit/"])
 def test_a_push_that_is_killed_is_repeated(phase, tmp_path):
-    """Killed before the files, between them, and before the commit."""
+    """Killed before the files, between them, and before the commit; in the end it is what a push without that leaves."""
     with running_hub() as hub:
         first = run(hub, "first", tmp_path)
         assert first.wait(120) == 0, first.stderr.read()
@@ -64,6 +70,11 @@ def test_a_push_that_is_killed_is_repeated(phase, tmp_path):
         assert third.wait(120) == 0, third.stderr.read()
         after = hub.files["me/mined"]["main"]
         assert len(hub.commits) == 2 and set(after) == set(before)
-        assert after["data/train-00000-of-00001.parquet"] != before["data/train-00000-of-00001.parquet"]
+        assert rows_in(before) == ["first"] and rows_in(after) == ["second"]
+        with running_hub() as other:
+            whole = run(other, "second", tmp_path)
+            assert whole.wait(120) == 0, whole.stderr.read()
+            whole.stderr.close()
+            assert other.files["me/mined"]["main"] == after
         first.stderr.close()
         third.stderr.close()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from datasets import DatasetInfo, load_dataset
-from huggingface_hub import DatasetCard
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData, metadata_load, metadata_save
 
 from st_hardneg import HardNegativeDataset, MiningConfig, NotMinedError, publishing
+from tests.publish.stand_in import SIZES
+from tests.toys import Model, by_seed
 
 TOKEN = "hf_ThisIsASecretThatNobodyMayRead"
 
@@ -54,6 +61,45 @@ def test_what_the_wrapped_dataset_says_of_itself_is_kept(bag_of_words, word_pair
     assert (dataset.info.description, dataset.info.dataset_name) == ("Words.", "words")
     card = DatasetCard.load(hard_negatives.push_to_hub("me/mined", dry_run=tmp_path / "out") + "/README.md")
     assert card.data.license == "mit" and "@misc{w}" in card.text and "Hard negatives for words" in card.text
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, which YAML takes and the Hub does not."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), keys
+        return super().construct_mapping(node, deep)
+
+
+@pytest.mark.training
+def test_the_card_passes_the_checks_of_the_hosts(mined, tmp_path):
+    """`huggingface_hub` reads and writes its metadata without a loss; `datasets` finds in them what lies in the folder."""
+    mined = HardNegativeDataset(
+        mined.to_dataset("triplet").remove_columns("negative"), keep_candidates=5, num_negatives=1
+    )
+    mined.mine(Model(by_seed(1)), show_progress_bar=False)
+    folder = mined.push_to_hub("me/mined", dry_run=tmp_path / "out")
+    path = Path(folder) / "README.md"
+    card = DatasetCard.load(path, ignore_metadata_errors=False)
+    data = metadata_load(path)
+    assert yaml.load(card.data.to_yaml(), _EachKeyOnce) == data == card.data.to_dict()
+    assert yaml.load(path.read_text(encoding="utf-8").split("---\n")[1], _EachKeyOnce) == data
+    assert DatasetCardData(**data, ignore_metadata_errors=False).to_dict() == data
+    metadata_save(tmp_path / "copy.md", data)
+    assert metadata_load(tmp_path / "copy.md") == data
+    assert set(data["size_categories"]) <= set(SIZES) and data["tags"] == sorted(set(data["tags"]))
+    configs = MetadataConfigs.from_dataset_card_data(card.data)
+    infos = DatasetInfosDict.from_dataset_card_data(card.data)
+    assert set(configs) == set(infos) and configs.get_default_config_name() == "default"
+    for name, info in infos.items():
+        found = load_dataset(folder, name, cache_dir=str(tmp_path / "cache"))
+        assert {split: (rows.num_rows, rows.features) for split, rows in found.items()} == {
+            split: (one.num_examples, info.features) for split, one in info.splits.items()
+        }
+        assert info.dataset_size == sum(one.num_bytes for one in info.splits.values())
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", card.text)
+    assert linked and all((Path(folder) / one).is_file() for one in linked)
 
 
 def test_nothing_is_pushed_before_it_is_mined(word_pairs):
