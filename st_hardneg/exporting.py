@@ -83,6 +83,8 @@ class ExportedDataset:
             raise ValueError(f"Expected `layout` to be one of {list(get_args(Layout))}, got {layout!r}.")
         wrapped = self._wrapped
         records = records_of(mining, wrapped.pairs, wrapped.corpus, wrapped.rows)
+        if layout == "flag-embedding" and not path.endswith((".json", ".jsonl")):
+            logger.warning(f"FlagEmbedding passes over files that do not end in .json or .jsonl, such as {path!r}.")
         if layout in ("flag-embedding", "tevatron"):
             line_of = {"flag-embedding": flag_embedding.line_of, "tevatron": tevatron.line_of}[layout]
             write_lines(path, (line for line in map(line_of, records) if line is not None))

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 import st_hardneg
 
 _DESCRIPTION = "Mine hard negatives, look at them, correct them, publish them."
 _INPUT = "Hub id, saved dataset, BEIR folder, or .csv / .tsv / .json / .jsonl / .parquet file"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says which flag may have been meant, and where all of them are listed."""
+
+    flags: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        said, _, unknown = message.partition("unrecognized arguments: ")
+        names = [word.partition("=")[0] for word in unknown.split() if word.startswith("--")] if not said else []
+        meant = [near for name in names for near in get_close_matches(name, self.flags, 1)]
+        hint = f" Did you mean {meant[0]}?" if meant else ""
+        super().error(f"{message}.{hint}" if hint else message)
 
 
 def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -18,15 +32,18 @@ def make_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     Args:
         words: The command line.
     """
-    parser = argparse.ArgumentParser(prog="st-hardneg", description=_DESCRIPTION)
+    parser = _Parser(prog="st-hardneg", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"st-hardneg {st_hardneg.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    command = next((word for word in words if not word.startswith("-")), None)
     _demo(commands)
-    _mine(commands, with_recipe=next((word for word in words if not word.startswith("-")), None) == "mine")
+    _mine(commands, with_recipe=command == "mine")
     _report(commands)
     _review(commands)
     _export(commands)
     _push(commands)
+    if command in commands.choices:
+        parser.flags = list(commands.choices[command]._option_string_actions)
     return parser
 
 
@@ -87,7 +104,7 @@ def _report(commands: Any) -> None:
 
 def _review(commands: Any) -> None:
     parser = commands.add_parser("review", help="let a person label the most doubtful texts")
-    parts = parser.add_subparsers(title="commands", metavar="", required=True)
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     export = _command(parts, "export", "write the most doubtful texts as a page, CSV or JSON lines", "review", "export")
     export.add_argument("dataset", help="folder that `mine` has written")
     export.add_argument("--output", default="review.html", help=".html, .csv or .jsonl (default: %(default)s)")

@@ -188,6 +188,10 @@ def test_mistakes_of_the_command_line(place, capsys):
         with pytest.raises(SystemExit) as stopped:
             main(words)
         assert stopped.value.code == 2
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["mine", "pairs.csv", "--modle", "x"])
+    assert "unrecognized arguments: --modle x. Did you mean --model?" in capsys.readouterr().err
     assert main([]) == 2
 
 
