@@ -35,7 +35,7 @@ from st_hardneg.training.prompts import (
 )
 from st_hardneg.training.ranks import refuse_unseen_outputs, start_from_first_rank
 from st_hardneg.training.refresh import InlineRefresher, Refresher, Request, warn_of_idle_refreshes
-from st_hardneg.training.rescoring import check_retriever, rescorer_of
+from st_hardneg.training.rescoring import check_columns, check_retriever, rescorer_of
 from st_hardneg.training.scheduled import ScheduledMining
 from st_hardneg.training.searching import searched_with
 from st_hardneg.training.targets import (
@@ -190,6 +190,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         read_in_batches(loader.dataset)
         is_by_steps = self.mining_strategy == "steps"
         self._timing = Timing.of(args, state.max_steps, loader, self.mining_steps if is_by_steps else None)
+        check_columns(kwargs.get("model"), args, self._targets)
         for target in self._targets:
             target.hard_negatives.live.serve_previous(0)
             check_trained_as_mined(target.hard_negatives, args, target.dataset_name)

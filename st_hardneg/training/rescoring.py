@@ -103,6 +103,35 @@ def check_cross_encoder(model: Any, retriever: Any, targets: Iterable[Target]) -
             )
 
 
+def check_columns(model: Any, args: Any, targets: Iterable[Target]) -> None:
+    """Raise if a cross encoder is to have prompts or routes by column: they would not be used, as it reads pairs.
+
+    Args:
+        model: The model in training.
+        args: The training arguments.
+        targets: The datasets that are refreshed.
+
+    Raises:
+        ValueError: If so; what works is named.
+    """
+    if not is_cross_encoder(model):
+        return
+    owners = [target.hard_negatives for target in targets]
+    columns = {name for owner in owners for name in (owner.anchor_column_name, owner.positive_column_name)}
+    datasets = {target.dataset_name for target in targets}
+    for name in ("prompts", "router_mapping"):
+        setting = getattr(args, name, None)
+        keys = list(setting) if isinstance(setting, Mapping) else []
+        if used := [key for key in keys if key not in datasets and (key in columns or key.startswith("negative_"))]:
+            one = repr(setting[used[0]])  # type: ignore[index]
+            by_dataset = f"`{name}={{dataset_name: {one}}}` with several datasets"
+            alone = f"`prompts={one}`, or {by_dataset}" if name == "prompts" else by_dataset
+            raise ValueError(
+                f"`{name}` in the training arguments go by column, {used}, and a CrossEncoder reads pairs, so that none "
+                f"of them would be used. Pass {alone}."
+            )
+
+
 def check_scores(targets: Iterable[Target], model: Any, *, is_frozen: bool) -> None:
     """Raise if a training would learn from scores that its own model gives: it would be told what it thinks already.
 

@@ -243,3 +243,32 @@ def test_a_budget_bounds_what_is_rescored(tmp_path):
     assert len(scored) <= 2 * 40 + 40 * 5  # the scores are kept, as the cross encoder is the same
     with pytest.raises(ValueError, match=r"`rescoring_budget` to reach for 2 candidates .* 160 pairs, got 100"):
         make_negatives(dense, cross_encoder=Counting(), rescoring_budget=100)
+
+
+def test_prompts_are_those_of_the_training(tmp_path):
+    """One for all pairs is trained and rescored with; one for a column, which the trainer would not use, is refused."""
+    model, dense = tiny_models.cross_encoder(tmp_path / "model"), other_model(1)
+    used, preprocess = set(), model.preprocess
+
+    def noted(pairs, prompt=None, **options):
+        used.add((model.training, prompt))
+        return preprocess(pairs, prompt=prompt, **options)
+
+    model.preprocess = noted
+    found = make_negatives(dense)
+
+    def trainer(**options):
+        return CrossEncoderTrainer(
+            model=model,
+            args=make_args(tmp_path / "out", max_steps=4, **options),
+            train_dataset=found.as_dataset("labeled-list"),
+            loss=losses.LambdaLoss(model),
+            callbacks=[MiningCallback(found, 3, retriever=dense)],
+        )
+
+    trainer(prompts="w7 ").train()
+    assert {(True, "w7 "), (False, "w7 ")} <= used and (False, None) not in used
+    with pytest.raises(ValueError, match=r"`prompts` .* go by column, \['anchor'\], .* Pass `prompts='w7 '`"):
+        trainer(prompts={"anchor": "w7 "}).train()
+    with pytest.raises(ValueError, match=r"`router_mapping` .* go by column, \['negative_1'\]"):
+        trainer(router_mapping={"negative_1": "document"}).train()
