@@ -57,6 +57,9 @@ def looked_at(path: Path, folder: Path, figures: set[str]) -> None:
                     "Math.min(...[...document.querySelectorAll('svg')].map(one => one.clientWidth / 360))"
                 )
                 assert 11 * scale >= 9.5
+                # The doubtful texts stand there in full.
+                is_whole = "one => one.scrollHeight <= one.clientHeight + 1"
+                assert page.value(f"[...document.querySelectorAll('.case dd')].every({is_whole})")
                 colours.add(page.value("getComputedStyle(document.body).backgroundColor"))
                 cut = (
                     "[...document.querySelectorAll('svg text')].filter(one => { const a = one.getBoundingClientRect(), "
