@@ -37,8 +37,9 @@ FORBIDDEN = {"eval", "exec", "compile_command", "__import__", "import_module", "
 WAYS_TO_UNPICKLE = {"pickle", "dill", "joblib", "shelve", "marshal"}
 # What goes from one process of a training to another one, through a pipe, and is never on disk.
 THROUGH_A_PIPE = {"messages.py", "background.py", "helper.py"}
-# Names of modules that are written in the code: the table of hosts, the front door and the commands that import on use.
-ONLY_NAMED_MODULES = {"hosts.py", "__init__.py", "parser.py"}
+# Names of modules that are written in the code: the tables of hosts and of evaluators, the front door and the commands
+# that import on use.
+ONLY_NAMED_MODULES = {"hosts.py", "evaluation.py", "__init__.py", "parser.py"}
 
 
 def test_no_code_from_files_is_run():
