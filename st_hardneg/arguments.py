@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -82,6 +83,21 @@ def check_sizes(**sizes: Any) -> None:
             raise TypeError(f"Expected `{name}` to be an integer, got {size!r}.")
         if size < 1:
             raise ValueError(f"Expected `{name}` to be at least 1, got {size!r}.")
+
+
+def checked_cache_folder(cache_folder: Any) -> str | None:
+    """Return the path of the folder in which embeddings are kept, or None.
+
+    Raises:
+        TypeError: If it is no path.
+    """
+    if cache_folder is None:
+        return None
+    if not isinstance(cache_folder, (str, os.PathLike)):
+        raise TypeError(
+            f"Expected `cache_folder` to be the path of a folder, got {cache_folder!r} ({type(cache_folder).__name__})."
+        )
+    return os.fspath(cache_folder)
 
 
 def check_max_memory(max_memory: Any) -> None:

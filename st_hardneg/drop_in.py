@@ -138,7 +138,7 @@ def mine_hard_negatives(
     min_score = None if min_score == -math.inf else min_score
     if isinstance(corpus, Iterator):
         corpus = list(corpus)
-    given = corpus if corpus is not None and len(corpus) else None
+    given = corpus if corpus is None or not hasattr(corpus, "__len__") or len(corpus) else None
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
     max_positives = int(np.bincount(pairs.row_query).max())

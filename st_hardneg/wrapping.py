@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from st_hardneg.arguments import (
     check_max_memory,
     check_num_topics,
     check_sizes,
+    checked_cache_folder,
     checked_config,
     checked_cross_encoder,
     checked_guide,
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Positives that the corpus lacks, as a share of all, that are worth a warning.
 _MANY_MISSING = 0.01
+_TITLE = re.compile(r"(title|heading|headline)s?", re.IGNORECASE)
 _LOOKS_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_\d+)?", re.IGNORECASE)
 
 
@@ -100,7 +101,7 @@ class Help:
             "num_topics": self.num_topics,
             "with_pictures": True,
             "max_memory": self.max_memory,
-            "cache_folder": None if self.cache_folder is None else os.fspath(self.cache_folder),
+            "cache_folder": checked_cache_folder(self.cache_folder),
         }
 
     def needs(self, named: NamedSources) -> list[str]:
@@ -163,6 +164,8 @@ class Wrapped:
             parts.append(f"given negatives {list(self.rows.negative_names)}")
         if self.rows.unused:
             parts.append(f"not used: {list(self.rows.unused)}")
+        if self.corpus.unused:
+            parts.append(f"not used of the corpus: {self.corpus.unused}")
         return ", ".join(parts)
 
 
@@ -206,7 +209,7 @@ def wrap(
 def _say_what_is_used(wrapped: Wrapped) -> None:
     """Say in one line what is used and what is not, and warn of what a user would hardly mean."""
     rows, corpus, pairs, config = wrapped.rows, wrapped.corpus, wrapped.pairs, wrapped.config
-    logger.info(f"{wrapped} ({rows})")
+    logger.info(f"{wrapped} ({rows}{f', {corpus.columns}' if corpus.num_given else ''})")
     if wasted := [name for name in rows.unused if _LOOKS_NEGATIVE.fullmatch(name)]:
         logger.warning(
             f'The given negatives in {wasted} are not used. Use them with `sources={{"dense": 2, "given": 1}}`, for '
@@ -234,6 +237,30 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
             "Unicode form. It scores highest, so that margins keep nearly everything. Remove these rows, unless they are "
             "meant, as for SimCSE."
         )
+    _warn_of_the_corpus(wrapped)
+    for name, ids in corpus.parts.items():
+        if len(ids) < (quota := config.quotas.get(name, 0)):
+            logger.warning(
+                f"The source {name!r} has {len(ids):,} texts for a quota of {quota:,}: the other slots are left to "
+                f'`shortfall="{config.shortfall}"`. Lower the quota, or give it more texts.'
+            )
+
+
+def _warn_of_the_corpus(wrapped: Wrapped) -> None:
+    """Warn of titles that are not read, ids that stand twice, and right answers that the corpus has not got."""
+    corpus = wrapped.corpus
+    if titles := [name for name in corpus.unused if _TITLE.fullmatch(name)]:
+        logger.warning(
+            f"Of the corpus, the column {corpus.text_column!r} is read, and {titles} is not. If models should read "
+            "titles, too, join both in one column with `corpus.map`, or use `HardNegativeDataset.from_beir`; give "
+            "positives the same form."
+        )
+    if corpus.num_repeated_ids:
+        logger.warning(
+            f"{corpus.num_repeated_ids:,} rows of the corpus have the id of another row in {corpus.id_column!r}, so that "
+            "files with ids do not tell their texts apart. Give each row an id of its own, or remove the column: then "
+            "row numbers are ids."
+        )
     missing = wrapped.num_positives - wrapped.num_found
     if corpus.num_given and missing > _MANY_MISSING * wrapped.num_positives:
         logger.warning(
@@ -241,9 +268,3 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
             "whatever case, spacing or Unicode form, or with a title. If the corpus holds them in another form, they "
             "will be mined as negatives: give both the same form."
         )
-    for name, ids in corpus.parts.items():
-        if len(ids) < (quota := config.quotas.get(name, 0)):
-            logger.warning(
-                f"The source {name!r} has {len(ids):,} texts for a quota of {quota:,}: the other slots are left to "
-                f'`shortfall="{config.shortfall}"`. Lower the quota, or give it more texts.'
-            )

@@ -337,3 +337,10 @@ def test_a_pool_is_stopped_when_encoding_fails(word_pairs, bag_of_words, monkeyp
     with pytest.raises(RuntimeError, match="simulated"):
         mine_hard_negatives(word_pairs, bag_of_words, use_multi_process=["cpu"], verbose=False)
     assert events == ["start", "stop"]
+
+
+@pytest.mark.parametrize("corpus", [3, "corpus.txt"])
+def test_what_is_no_corpus_is_refused(bag_of_words, word_pairs, corpus):
+    """In our words."""
+    with pytest.raises(TypeError, match=r"^Expected `corpus` to be a list of texts"):
+        mine_hard_negatives(word_pairs, bag_of_words, corpus=corpus, verbose=False)

@@ -124,6 +124,29 @@ class Corpus:
         block = next(block for block in self.blocks if block.start <= corpus_id < block.stop)
         return f"{block.name}-{corpus_id - block.start if block.name in self.parts else corpus_id}"
 
+    @property
+    def unused(self) -> list[str]:
+        """Columns of the given corpus that are neither its texts nor its ids."""
+        return (
+            []
+            if self.given is None
+            else [n for n in self.given.column_names if n not in (self.text_column, self.id_column)]
+        )
+
+    @cached_property
+    def num_repeated_ids(self) -> int:
+        """How many rows of the given corpus have the id of another row before them."""
+        if self.given is None or self.id_column is None:
+            return 0
+        return len(self.given) - len(set(self.given.with_format(None)[self.id_column][:]))
+
+    @property
+    def columns(self) -> str:
+        """What the columns of the given corpus are taken for, in words."""
+        ids = "row numbers" if self.id_column is None else repr(self.id_column)
+        parts = [f"corpus texts {self.text_column!r}", f"corpus ids {ids}"]
+        return ", ".join([*parts, *([f"not used of the corpus {self.unused}"] if self.unused else [])])
+
     def __repr__(self) -> str:
         parts = ", ".join(f"{block.stop - block.start:,} {block.name}" for block in self.blocks)
         return f"Corpus({len(self):,} texts: {parts}; {len(self.searched):,} searched)"

@@ -261,14 +261,26 @@ def _right_rows(dataset: Dataset, *, use_given: bool) -> tuple[str | None, np.nd
             raise ValueError(f"The column {name!r} labels all rows as wrong answers. Pass rows of right ones.")
         if not is_right.all() and not use_given:
             raise ValueError(
-                f"The column {name!r} labels {int((~is_right).sum()):,} of {len(values):,} rows as wrong answers (not "
-                "above 0), and a HardNegativeDataset takes every row for a right one. Use them as negatives with "
+                f"The column {name!r} labels {int((~is_right).sum()):,} of {len(values):,} rows as wrong answers, and a "
+                "HardNegativeDataset takes every row for a right one. Use them as negatives with "
                 '`sources={"dense": ..., "given": ...}`, or keep the right ones with '
-                f"`dataset.filter(lambda row: row[{name!r}] > 0)`. If the column does not say which rows are right, "
-                f"remove it with `dataset.remove_columns({name!r})`."
+                f"`dataset.filter(lambda row: {_is_right(dataset, name)})`. If the column does not say which rows are "
+                f"right, remove it with `dataset.remove_columns({name!r})`."
             )
         return name, is_right
     return None, None
+
+
+def _is_right(dataset: Dataset, name: str) -> str:
+    """Return the code that tells the right rows by their label: a number, the number of a class, or a word."""
+    feature = dataset.features[name]
+    if isinstance(feature, ClassLabel):
+        right = [number for number, word in enumerate(feature.names) if _WORDS.get(str(word).strip().lower())]
+        return f"row[{name!r}] in {right}"
+    if getattr(feature, "dtype", None) in TEXT_TYPES:
+        words = {text for texts in TextColumn(dataset, name).batches() for text in texts}
+        return f"row[{name!r}] in {sorted(word for word in words if _WORDS[str(word).strip().lower()])}"
+    return f"row[{name!r}] > 0"
 
 
 def _numbers(dataset: Dataset, name: str) -> np.ndarray | None:

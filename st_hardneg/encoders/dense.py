@@ -106,6 +106,7 @@ class DenseEncoder:
         _check_prompt_names(model, encodings)
         self.pairwise = pairwise or SimilarityFunction.to_similarity_pairwise_fn(self.similarity)
         self.score_function = score_function
+        self._width: int | None = None
 
     def queries(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Tensor:
         """Return the vectors of queries, float32 of shape ``(len(texts), dim)``."""
@@ -125,8 +126,19 @@ class DenseEncoder:
         with tqdm(total=len(texts), desc=title, unit="text", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), max(1, size)):
                 some = texts[start : start + size]
-                yield encode(self.model, some, encoding)
-                progress.update(len(some))
+                vectors = encode(self.model, some, encoding)
+                self._check_width(vectors.shape[1])
+                progress.update(len(some))  # before the last shard is handed out, after which nobody may ask for more
+                yield vectors
+
+    def _check_width(self, width: int) -> None:
+        """Raise if other texts were encoded to vectors of another width."""
+        self._width = width if self._width is None else self._width
+        if width != self._width:
+            raise MiningError(
+                f"Expected vectors of queries and of documents to be of one width, got {self._width} and {width} from "
+                f"{type(self.model).__name__}. Let `encode_query` and `encode_document` embed into the same space."
+            )
 
     def fingerprint(self, probes: Sequence[str] = ()) -> str | None:
         """Return what identifies the model and its prompts, or None for a model whose weights cannot be seen.
@@ -237,7 +249,7 @@ def _is_memory_exhausted(error: RuntimeError) -> bool:
 def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_bar: bool) -> Tensor:
     wanted = {"convert_to_tensor": True, "normalize_embeddings": encoding.normalize_embeddings}
     encoded, accepted = call(model, texts, encoding, show_progress_bar=show_progress_bar, **wanted)
-    embeddings = torch.as_tensor(encoded).float()
+    embeddings = _as_tensor(encoded, model)
     if embeddings.dim() != 2 or len(embeddings) != len(texts):
         raise MiningError(
             f"Expected one vector per text from {type(model).__name__}, got shape {tuple(embeddings.shape)} for "
@@ -246,6 +258,19 @@ def _encode(model: Any, texts: Sequence[str], encoding: Encoding, show_progress_
     if encoding.normalize_embeddings and "normalize_embeddings" not in accepted:
         return torch.nn.functional.normalize(embeddings, dim=1)
     return embeddings
+
+
+def _as_tensor(encoded: Any, model: Any) -> Tensor:
+    """Return what a model returned, such as an array or a list of lists, as a float32 tensor."""
+    try:
+        if isinstance(encoded, (list, tuple)) and encoded and isinstance(encoded[0], (Tensor, np.ndarray)):
+            encoded = torch.stack([torch.as_tensor(vector) for vector in encoded])
+        return torch.as_tensor(encoded).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MiningError(
+            f"Expected one vector per text from {type(model).__name__}, got {type(encoded).__name__} ({error}). Let its "
+            "`encode_query` and `encode_document` return an array or a tensor of shape (texts, dimensions)."
+        ) from error
 
 
 def call(model: Any, texts: Sequence[str], encoding: Encoding, **options: Any) -> tuple[Any, set[str]]:

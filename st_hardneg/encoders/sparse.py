@@ -74,8 +74,9 @@ class SparseTextEncoder:
         with tqdm(total=len(texts), desc=what, unit="text", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), size):
                 some = texts[start : start + size]
-                yield _encode(self.model, some, encoding)
+                rows = _encode(self.model, some, encoding)
                 progress.update(len(some))
+                yield rows
 
 
 def _encode(model: Any, texts: Sequence[str], encoding: Encoding) -> SparseRows:

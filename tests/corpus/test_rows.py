@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset
@@ -82,6 +84,26 @@ def test_what_is_used_and_what_is_not_is_said_in_one_line(caplog):
     assert "The given negatives in ['negative'] are not used" in caplog.text
 
 
+def test_what_is_used_of_the_corpus_is_said_too(caplog):
+    """Its texts, its ids, and what is not read; a title that is not read, and ids that stand twice, are warned of."""
+    rows = Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"]})
+    corpus = Dataset.from_dict(
+        {"_id": ["1", "2", "1"], "title": ["T", "U", "V"], "text": ["c", "d", "x"], "year": [1, 2, 3]}
+    )
+    with caplog.at_level("INFO", logger="st_hardneg"):
+        found = HardNegativeDataset(rows, corpus)
+    assert "not used of the corpus: ['title', 'year']" in repr(found)
+    assert "corpus texts 'text', corpus ids '_id', not used of the corpus ['title', 'year'])" in caplog.messages[0]
+    assert caplog.messages[1].startswith("Of the corpus, the column 'text' is read, and ['title'] is not.")
+    assert caplog.messages[2].startswith("1 rows of the corpus have the id of another row in '_id', so that files")
+    caplog.clear()
+    with caplog.at_level("INFO", logger="st_hardneg"):
+        assert "of the corpus" not in repr(HardNegativeDataset(rows, ["c", "d", "x"]))
+        HardNegativeDataset(rows)
+    assert "corpus texts 'text', corpus ids row numbers)" in caplog.messages[0]
+    assert caplog.messages[1].endswith("(anchor 'anchor', positive 'positive')") and len(caplog.messages) == 2
+
+
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +113,26 @@ def test_rows_labelled_wrong_are_refused(name, wrong):
     pairs = Dataset.from_dict({"a": ["x", "y"], "b": ["p", "q"], name: [type(wrong)(1), wrong]})
     with pytest.raises(ValueError, match=f"The column '{name}' labels 1 of 2 rows as wrong answers"):
         HardNegativeDataset(pairs)
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "keep"),
+    [
+        ([0.0, 1.0], None, "row['label'] > 0"),
+        (["Entailment", "contradiction"], None, "row['label'] in ['Entailment']"),
+        ([0, 1], ["duplicate", "not_duplicate"], "row['label'] in [0]"),
+        ([0, 1], ["no", "yes"], "row['label'] in [1]"),
+    ],
+)
+def test_the_advice_keeps_the_right_rows(label, names, keep):
+    """The code in the message, run on the rows: numbers, words, and classes whose 0 is right."""
+    rows = Dataset.from_dict({"anchor": ["x", "y"], "positive": ["p", "q"], "label": label})
+    if names is not None:
+        rows = rows.cast_column("label", ClassLabel(names=names))
+    with pytest.raises(ValueError, match=re.escape(f"`dataset.filter(lambda row: {keep})`")):
+        HardNegativeDataset(rows)
+    right = rows.filter(eval(f"lambda row: {keep}"))
+    assert len(HardNegativeDataset(right)) == 1
 
 
 def test_labels_that_are_classes_are_refused_and_ones_are_not():

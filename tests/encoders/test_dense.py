@@ -120,6 +120,46 @@ def test_models_that_cannot_search_are_told_apart_by_their_class(name):
         encoder_for(kind(), Encodings.from_config(MiningConfig()))
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, list, tuple])
+def test_vectors_may_come_in_a_list(kind):
+    """As services return them, each of whatever kind."""
+    client = Client()
+    client.encode_query = lambda texts: [kind([1.0, 2.0]), kind([3.0, 4.0])]
+    assert encode(client, ["a", "b"], Encoding("query")).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("result", [None, [None, None], [[1.0], [1.0, 2.0]], [np.ones(1), np.ones(2)], {"a": 1}, "ab"])
+def test_what_is_no_vector_is_refused(result):
+    """In our words, whatever it is."""
+    client = Client()
+    client.encode_query = lambda texts: result
+    with pytest.raises(
+        MiningError, match=r"Expected one vector per text from Client, got .*return an array or a tensor"
+    ):
+        encode(client, ["a", "b"], Encoding("query"))
+
+
+def test_queries_and_documents_of_another_width_are_refused():
+    """Whichever is encoded first; nothing reaches the search."""
+    client = Client()
+    client.encode_query = lambda texts: [[1.0] * 3] * len(texts)
+    client.encode_document = lambda texts: [[1.0] * 4] * len(texts)
+    found = HardNegativeDataset(rows_of([("a", "b")]), ["c", "d"], MiningConfig())
+    with pytest.raises(MiningError, match=r"of one width, got . and . from Client"):
+        found.mine(client, show_progress_bar=False)
+
+
+def test_the_bar_ends_at_all_texts(bag_of_words, capsys):
+    """Also where nobody asks for more after the last of them."""
+    encoder = DenseEncoder(bag_of_words, Encodings.from_config(MiningConfig()))
+    encoder.queries(["w1", "w2"], show_progress_bar=True)
+    shards = encoder.corpus(["w1", "w2", "w3"], show_progress_bar=True)
+    next(shards)
+    shards.close()
+    said = capsys.readouterr().err
+    assert "Encoding queries: 100%" in said and "Encoding texts: 100%" in said
+
+
 @pytest.mark.parametrize(
     ("result", "got"),
     [
