@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from st_hardneg.corpus.digests import Digests, FirstIds, digests_of_bytes, first_rows
 from st_hardneg.corpus.given import GivenCorpus, first_word, other_forms
 from st_hardneg.corpus.identity import IDENTITIES, draw_keys, identity_keys, text_digests
-from st_hardneg.corpus.texts import Ids, TextColumn, blank_rows
+from st_hardneg.corpus.texts import Ids, TextColumn, blank_rows_of
 
 
 @dataclass(frozen=True)
@@ -34,76 +35,72 @@ def int64(numbers: Sequence[int]) -> Ids:
 
 
 class Enumeration:
-    """Numbers texts from ``start`` on and remembers which are the same."""
+    """Numbers texts from ``start`` on and remembers which are the same.
 
-    def __init__(
-        self, id_of_text: MutableMapping[bytes, int], first: MutableMapping[bytes, int], start: int, identity: str
-    ) -> None:
-        self.id_of_text, self.first_with_key, self.start = id_of_text, first, start
+    Args:
+        texts: The lowest number of each exact text, by digest.
+        firsts: The lowest number of each text identity, by its key.
+        start: The first number to give.
+        identity: The kind of identity, a key of :data:`~st_hardneg.corpus.identity.IDENTITIES`.
+    """
+
+    def __init__(self, texts: FirstIds, firsts: FirstIds, start: int, identity: str) -> None:
+        self.texts, self.firsts, self.start = texts, firsts, start
         self.identity = identity
-        self.identities: list[int] = []
-        self.keys: list[bytes] = []
-        self.unique_texts: list[int] = []
+        self.identities: Ids = int64([])
+        self.unique_texts: Ids = int64([])
+        self.draw_keys: Ids = int64([])
 
-    def draw_keys(self) -> Ids:
-        """Return what stands for each of the texts that were numbered in random draws."""
-        return draw_keys(self.keys)
+    def number(self, digests: Digests, keys: Digests) -> Ids:
+        """Number texts, each anew, and return their numbers.
 
-    def add(self, texts: pa.Array, digests: Sequence[bytes]) -> None:
-        """Number these texts, each anew."""
+        Args:
+            digests: Of the texts, of shape ``(m, 2)``.
+            keys: Their identity keys, of the same shape.
+        """
         first = self.start + len(self.identities)
-        keys = digests if self.identity == "exact" else identity_keys(texts, self.identity)
-        id_of, first_with = self.id_of_text.setdefault, self.first_with_key.setdefault
-        for corpus_id, (digest, key) in enumerate(zip(digests, keys, strict=True), start=first):
-            if id_of(digest, corpus_id) == corpus_id:
-                self.unique_texts.append(corpus_id)
-            self.identities.append(first_with(key, corpus_id))
-        self.keys += keys
-
-    def add_all(self, texts: TextColumn) -> Ids:
-        """Number these texts, each anew, and return their numbers."""
-        first = self.start + len(self.identities)
-        for some in texts.arrays():
-            self.add(some, text_digests(some))
-        return np.arange(first, self.start + len(self.identities), dtype=np.int64)
+        numbers = np.arange(first, first + len(digests), dtype=np.int64)
+        self.texts, same_text = self.texts.followed_by(digests, numbers)
+        self.firsts, identities = self.firsts.followed_by(keys, numbers)
+        self.unique_texts = np.concatenate([self.unique_texts, numbers[same_text == numbers]])
+        self.identities = np.concatenate([self.identities, identities])
+        self.draw_keys = np.concatenate([self.draw_keys, draw_keys(keys)])
+        return numbers
 
     def append(self, texts: TextColumn, name: str, before: TextColumn, blocks: list[Block]) -> tuple[TextColumn, Ids]:
-        """Number these texts, note their block, and return all texts and the new numbers."""
-        numbers = self.add_all(texts)
+        """Number these texts, each anew, note their block, and return all texts and the new numbers."""
+        digests = [text_digests(some) for some in texts.arrays()]
+        numbers = self.number(joined(digests), joined(self._keys(some) for some in texts.arrays()))
         if len(numbers):
             blocks.append(Block(name, int(numbers[0]), int(numbers[-1]) + 1))
             before = before.followed_by(texts)
         return before, numbers
 
+    def _keys(self, texts: pa.Array) -> Digests:
+        return identity_keys(texts, self.identity)
+
     def first_words_of_missing(self, texts: TextColumn) -> set[str]:
         """Return the first words of those of these texts that have no number yet."""
         missing: set[str] = set()
         for some in texts.arrays():
-            new = [row for row, digest in enumerate(text_digests(some)) if digest not in self.id_of_text]
-            missing |= {first_word(some[row].as_py()) for row in new}
+            new = np.flatnonzero(self.texts.find(text_digests(some)) < 0)
+            missing |= {first_word(some[row].as_py()) for row in new.tolist()}
         return missing
 
     def place(self, texts: TextColumn, *, skips_blank: bool = False) -> tuple[Ids, TextColumn]:
         """Return the number of every text, -1 for None and for blank ones if wanted, and those that had none before."""
-        places: list[int] = []
-        missing: list[pa.Array] = []
-        num_missing = 0
-        for some in texts.arrays():
-            digests: list[bytes | None] = list(text_digests(some))
-            for row in blank_rows(some, only_none=not skips_blank):
-                digests[row] = None
-            unseen: dict[bytes, int] = {}
-            for row, digest in enumerate(digests):
-                if digest is not None and digest not in self.id_of_text:
-                    unseen.setdefault(digest, row)
-            if unseen:
-                new = some if len(unseen) == len(some) else some.take(pa.array(list(unseen.values())))
-                self.add(new, list(unseen))
-                missing.append(new)
-                num_missing += len(new)
-            places += [-1 if digest is None else self.id_of_text[digest] for digest in digests]
-        all_texts = texts.in_one_piece() if num_missing == len(texts) else TextColumn.of_arrays(missing)
-        return int64(places), all_texts
+        digests = joined(text_digests(some) for some in texts.arrays())
+        blank = int64(blank_rows_of(texts, only_none=not skips_blank))
+        places = self.texts.find(digests)
+        is_new = places < 0
+        is_new[blank] = False
+        rows = np.flatnonzero(is_new)
+        new = rows[first_rows(digests[rows])[0]]
+        missing = texts.in_one_piece() if len(new) == len(texts) else TextColumn.of_arrays([texts.array(new)])
+        self.number(digests[new], joined(self._keys(some) for some in missing.arrays()))
+        places[rows] = self.texts.find(digests[rows])
+        places[blank] = -1
+        return places, missing
 
     def know_titles(self, given: GivenCorpus, missing: set[str]) -> None:
         """Let a document with its title in front, and its body without it, count as that document.
@@ -113,6 +110,15 @@ class Enumeration:
             missing: The first words of positives that the corpus lacks.
         """
         key_of = IDENTITIES[self.identity]
+        keys: list[bytes] = []
+        documents: list[int] = []
         for corpus_id, (title, text) in enumerate(given.titles_and_texts()):
-            for form in other_forms(title, text, missing):
-                self.first_with_key.setdefault(key_of(form), self.identities[corpus_id])
+            forms = other_forms(title, text, missing)
+            keys += [key_of(form) for form in forms]
+            documents += [corpus_id] * len(forms)
+        self.firsts, _ = self.firsts.followed_by(digests_of_bytes(keys), self.identities[int64(documents)])
+
+
+def joined(digests: Iterable[Digests]) -> Digests:
+    """Return digests in one array."""
+    return np.concatenate([np.empty((0, 2), dtype=np.uint64), *digests])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_128_digest
+
+from st_hardneg.corpus.digests import Digests, digests_of_bytes
 
 # Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties.txt: characters that are there and cannot be seen.
 _INVISIBLE = re.compile(
@@ -64,29 +66,28 @@ IDENTITIES: dict[str, Callable[[str], bytes]] = {"normalized": same_text_key, "e
 """What ``MiningConfig.identity`` may be: from a text to the key that the same texts share."""
 
 
-def draw_keys(identity_keys: Sequence[bytes]) -> npt.NDArray[np.int64]:
+def draw_keys(identity_keys: Digests) -> npt.NDArray[np.int64]:
     """Return what stands for texts in random draws: 63 bits of each one's identity key, int64 of shape ``(m,)``."""
-    words = np.frombuffer(b"".join(identity_keys), dtype="<u8")[::2]
-    return (words >> np.uint64(1)).astype(np.int64)
+    return (identity_keys[:, 0] >> np.uint64(1)).astype(np.int64)
 
 
-def text_digests(texts: pa.Array) -> list[bytes]:
+def text_digests(texts: pa.Array) -> Digests:
     """Return :func:`text_digest` of every text of an Arrow array of strings, taken where the texts lie."""
     data, offsets = _bytes_of(texts)
     view, bounds = data.data, offsets.tolist()
-    return [xxh3_128_digest(view[start:stop]) for start, stop in pairwise(bounds)]
+    return digests_of_bytes([xxh3_128_digest(view[start:stop]) for start, stop in pairwise(bounds)])
 
 
-def identity_keys(texts: pa.Array, identity: str) -> list[bytes]:
+def identity_keys(texts: pa.Array, identity: str) -> Digests:
     """Return the key of every text of an Arrow array of strings, under a kind of identity.
 
     Texts in ASCII that are spaced by single spaces need nothing but lower case, which is done for all of them at once.
     """
     if IDENTITIES[identity] is not same_text_key:
-        return [IDENTITIES[identity](text) for text in texts.to_pylist()]
+        return text_digests(texts)
     keys = text_digests(pc.ascii_lower(texts))
-    for place in _not_plain(texts).tolist():
-        keys[place] = same_text_key(texts[place].as_py())
+    places = _not_plain(texts)
+    keys[places] = digests_of_bytes([same_text_key(texts[place].as_py()) for place in places.tolist()])
     return keys
 
 

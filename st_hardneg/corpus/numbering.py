@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -11,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset
 
-from st_hardneg.corpus.enumeration import Block, Enumeration, int64
+from st_hardneg.corpus.digests import FirstIds
+from st_hardneg.corpus.enumeration import Block, Enumeration
 from st_hardneg.corpus.given import Predicate, given_corpus, rows_where
 from st_hardneg.corpus.texts import Ids, TextColumn
 
@@ -160,30 +160,29 @@ class Numbered:
         corpus: The corpus.
         row_positive: int64 of shape ``(num_rows,)``: the corpus id of each row's positive.
         given_ids: For each column of given negatives, int64 of its length: their corpus ids; -1 for none.
-        id_of_text: The lowest corpus id of each exact text, by digest.
-        first_with_key: The lowest corpus id of each text identity, by its key.
+        id_of_text: The lowest corpus id of each exact text.
+        first_with_key: The lowest corpus id of each text identity.
         identity: The kind of identity, a key of :data:`~st_hardneg.corpus.identity.IDENTITIES`.
     """
 
     corpus: Corpus
     row_positive: Ids
     given_ids: tuple[Ids, ...]
-    id_of_text: MutableMapping[bytes, int]
-    first_with_key: MutableMapping[bytes, int]
+    id_of_text: FirstIds
+    first_with_key: FirstIds
     identity: str
 
     def with_positives(self, positives: TextColumn) -> Numbered:
         """Return the same corpus with other positives; what is missing is added at the end, and not searched."""
-        known, first = ChainMap({}, self.id_of_text), ChainMap({}, self.first_with_key)
-        numbering = Enumeration(known, first, len(self.corpus), self.identity)
+        numbering = Enumeration(self.id_of_text, self.first_with_key, len(self.corpus), self.identity)
         row_positive, missing = numbering.place(positives)
         corpus = replace(
             self.corpus,
             texts=self.corpus.texts.followed_by(missing) if len(missing) else self.corpus.texts,
-            identities=np.concatenate([self.corpus.identities, int64(numbering.identities)]),
-            draw_keys=np.concatenate([self.corpus.draw_keys, numbering.draw_keys()]),
+            identities=np.concatenate([self.corpus.identities, numbering.identities]),
+            draw_keys=np.concatenate([self.corpus.draw_keys, numbering.draw_keys]),
         )
-        return Numbered(corpus, row_positive, (), known, first, self.identity)
+        return Numbered(corpus, row_positive, (), numbering.texts, numbering.firsts, self.identity)
 
 
 def number_texts(
@@ -213,7 +212,7 @@ def number_texts(
     """
     additions = additions or Additions()
     given = given_corpus(corpus, positives.name, allow_empty=allow_empty)
-    numbering = Enumeration({}, {}, 0, identity)
+    numbering = Enumeration(FirstIds(), FirstIds(), 0, identity)
     blocks: list[Block] = []
     texts = TextColumn.of([])
     if given is not None:
@@ -221,7 +220,7 @@ def number_texts(
         numbering.know_titles(given, numbering.first_words_of_missing(positives))
     num_given = len(numbering.identities)
     row_positive, texts = _placed(numbering, positives, "positive", texts, blocks)
-    num_merged = len(numbering.unique_texts) - len(set(numbering.identities))
+    num_merged = len(numbering.unique_texts) - len(np.unique(numbering.identities))
     dataset = None if given is None else given.dataset
     # Rows of the given corpus that a predicate selects are found before any further text is written or read.
     wanted = additions.metadata_filter
@@ -234,8 +233,8 @@ def number_texts(
         given_ids.append(ids)
     numbered = Corpus(
         texts,
-        int64(numbering.identities),
-        numbering.draw_keys(),
+        numbering.identities,
+        numbering.draw_keys,
         searched,
         num_given,
         num_merged,
@@ -245,7 +244,7 @@ def number_texts(
         metadata_rows=rows,
     )
     numbered = _with_further(numbered, numbering, additions, subsets, row_positive, blocks)
-    return Numbered(numbered, row_positive, tuple(given_ids), numbering.id_of_text, numbering.first_with_key, identity)
+    return Numbered(numbered, row_positive, tuple(given_ids), numbering.texts, numbering.firsts, identity)
 
 
 def _placed(
@@ -295,8 +294,8 @@ def _with_further(
     whole = replace(
         corpus,
         texts=texts,
-        identities=int64(numbering.identities),
-        draw_keys=numbering.draw_keys(),
+        identities=numbering.identities,
+        draw_keys=numbering.draw_keys,
         blocks=tuple(blocks),
         anchor_ids=anchor_ids,
         synthetic_ids=synthetic_ids,
@@ -308,8 +307,8 @@ def _with_further(
 def _searched(numbering: Enumeration, rows: Ids | None, distinct: str) -> Ids:
     """Return the corpus ids of the corpus and the positives that are searched, in order."""
     if distinct == "text":
-        return int64(numbering.unique_texts)
-    identities = int64(numbering.identities)
+        return numbering.unique_texts
+    identities = numbering.identities
     if rows is None:
         return np.flatnonzero(identities == np.arange(len(identities)))
     # The first of equal texts that the filter lets through.

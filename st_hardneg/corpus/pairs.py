@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
-from st_hardneg.corpus.enumeration import int64
+from st_hardneg.corpus.digests import FirstIds, first_rows
+from st_hardneg.corpus.enumeration import joined
 from st_hardneg.corpus.identity import draw_keys, identity_keys, text_digests
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus, Numbered
@@ -131,7 +131,7 @@ class Pairs:
 class _Queries:
     """The unique anchors, as they are met row by row."""
 
-    group_of_key: dict[bytes, int]
+    group_of_key: FirstIds
     first_row: Ids
     group: Ids
     own: Ids
@@ -140,25 +140,12 @@ class _Queries:
 
 
 def _unique_queries(anchors: TextColumn, numbered: Numbered) -> _Queries:
-    query_of_text: dict[bytes, int] = {}
-    first_row: list[int] = []
-    keys: list[bytes] = []
-    row_query: list[int] = []
-    for texts in anchors.arrays():
-        start, new = len(row_query), list[int]()
-        for place, digest in enumerate(text_digests(texts)):
-            num_queries = len(query_of_text)
-            query = query_of_text.setdefault(digest, num_queries)
-            if query == num_queries:
-                new.append(place)
-            row_query.append(query)
-        first_row += [start + place for place in new]
-        some = texts if len(new) == len(texts) else texts.take(pa.array(new, type=pa.int64()))
-        keys += identity_keys(some, numbered.identity)
-    group_of_key: dict[bytes, int] = {}
-    group = [group_of_key.setdefault(key, len(group_of_key)) for key in keys]
-    own = [numbered.first_with_key.get(key, -1) for key in keys]
-    return _Queries(group_of_key, int64(first_row), int64(group), int64(own), draw_keys(keys), int64(row_query))
+    first_row, row_query = first_rows(joined(text_digests(texts) for texts in anchors.arrays()))
+    unique = anchors if len(first_row) == len(anchors) else TextColumn.of_arrays([anchors.array(first_row)])
+    keys = joined(identity_keys(texts, numbered.identity) for texts in unique.arrays())
+    first_of_group, group = first_rows(keys)
+    groups = FirstIds(keys[first_of_group], np.arange(len(first_of_group)))
+    return _Queries(groups, first_row, group, numbered.first_with_key.find(keys), draw_keys(keys), row_query)
 
 
 def pair_up(
@@ -218,14 +205,7 @@ def _given(queries: _Queries, numbered: Numbered, anchors: Sequence[TextColumn])
     if not anchors:
         return np.zeros(num_groups + 1, dtype=np.int64), np.arange(0), 0
     owners = [
-        np.asarray(
-            [
-                queries.group_of_key.get(key, -1)
-                for some in column.arrays()
-                for key in identity_keys(some, numbered.identity)
-            ],
-            dtype=np.int64,
-        )
+        queries.group_of_key.find(joined(identity_keys(some, numbered.identity) for some in column.arrays()))
         for column in anchors
     ]
     owner, ids = np.concatenate(owners), np.concatenate(numbered.given_ids)

@@ -213,7 +213,7 @@ def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empt
             f"Expected the column {name!r} to hold text (strings), got {dataset.features[name]}. "
             "Name a text column, or turn this one into text with `dataset.map`."
         )
-    bad = _rows_without_text(TextColumn(dataset, name), allow_empty=allow_empty)
+    bad = blank_rows_of(TextColumn(dataset, name), only_none=allow_empty)
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
         raise ValueError(
@@ -223,13 +223,14 @@ def check_text_column(dataset: Dataset, name: str, parameter: str, *, allow_empt
         )
 
 
-def _rows_without_text(texts: TextColumn, *, allow_empty: bool) -> list[int]:
-    bad: list[int] = []
-    row = 0
+def blank_rows_of(texts: TextColumn, *, only_none: bool = False) -> list[int]:
+    """Return the rows of a column that hold None, nothing or nothing but whitespace, or only None."""
+    rows: list[int] = []
+    start = 0
     for some in texts.arrays():
-        bad += [row + place for place in blank_rows(some, only_none=allow_empty)]
-        row += len(some)
-    return bad
+        rows += [start + place for place in blank_rows(some, only_none=only_none)]
+        start += len(some)
+    return rows
 
 
 def blank_rows(texts: pa.Array, *, only_none: bool = False) -> list[int]:

@@ -131,8 +131,8 @@ def _highest(scores: Tensor, k: int, floor: Tensor | None = None) -> tuple[Tenso
     Args:
         scores: float of shape ``(q, width)``.
         k: How many.
-        floor: float of shape ``(q, 1)``: what is no higher is left out. Rows are then in no order, filled up with -inf, and
-            may be longer.
+        floor: float of shape ``(q, 1)``: what is no higher is left out. Rows are then in no order, filled up with -inf,
+            and may be longer.
     """
     num_queries, width = scores.shape
     k = min(k, width)

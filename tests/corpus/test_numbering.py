@@ -9,6 +9,7 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_hardneg.corpus.digests import digests_of_bytes
 from st_hardneg.corpus.enumeration import Block
 from st_hardneg.corpus.identity import IDENTITIES, draw_keys
 from st_hardneg.corpus.numbering import Additions, number_texts
@@ -111,7 +112,10 @@ def test_every_text_has_the_number_that_it_should(identity, data):
     found = numbered.corpus
     assert found.texts.take(np.arange(len(found))) == plain.texts and len(found) == len(plain.texts)
     assert found.identities.tolist() == [plain.identity(i) for i in range(len(plain.texts))]
-    assert found.draw_keys.tolist() == draw_keys([IDENTITIES[identity](text) for text in plain.texts]).tolist()
+    assert (
+        found.draw_keys.tolist()
+        == draw_keys(digests_of_bytes([IDENTITIES[identity](text) for text in plain.texts])).tolist()
+    )
     assert list(found.blocks) == plain.blocks
     assert numbered.row_positive.tolist() == row_positive
     assert [ids.tolist() for ids in numbered.given_ids] == given_ids
@@ -147,7 +151,8 @@ def test_other_positives_of_the_same_corpus(corpus, positives, others):
     assert after.corpus.texts.take(np.arange(len(after.corpus))) == plain.texts
     assert after.corpus.identities.tolist() == [plain.identity(i) for i in range(len(plain.texts))]
     assert (
-        after.corpus.draw_keys.tolist() == draw_keys([IDENTITIES["normalized"](text) for text in plain.texts]).tolist()
+        after.corpus.draw_keys.tolist()
+        == draw_keys(digests_of_bytes([IDENTITIES["normalized"](text) for text in plain.texts])).tolist()
     )
     assert after.corpus.searched.tolist() == before.corpus.searched.tolist()
     assert (after.identity, after.given_ids) == ("normalized", ())

@@ -38,6 +38,7 @@ TESTS = {
     "corpus.rows": ["tests/corpus/test_rows.py", "tests/test_dataset.py"],
     "corpus.given": ["tests/corpus/test_given.py", "tests/test_dataset.py"],
     "corpus.symmetric": ["tests/corpus/test_symmetric.py"],
+    "corpus.digests": ["tests/corpus/test_digests.py"],
     "corpus.enumeration": ["tests/corpus/test_numbering.py"],
     "corpus.numbering": ["tests/corpus/test_numbering.py"],
     "corpus.pairs": ["tests/corpus/test_pairs.py"],
