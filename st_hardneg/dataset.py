@@ -299,7 +299,7 @@ class HardNegativeDataset(
         task, positives = self._wrapped.task, lambda: self.corpus.texts.take(self._wrapped.pairs.positive_ids)
         if rescorer is not None:
             task = replace(task, cross_encoder=rescorer, is_cross_encoder_trained=True)
-        with reusing(encoder, task.kept, reuse, step, positives) as reusing_encoder:
+        with reusing(encoder, task.kept, reuse, step, positives, task.max_memory) as reusing_encoder:
             mining = mine(
                 task,
                 reusing_encoder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import with_texts
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.room import fits
 from st_hardneg.encoders.tokens import kept_tokens
 from st_hardneg.encoders.vectors import stacked
+from st_hardneg.errors import MiningError
 
 # Vectors of a mining before a training are kept for its first refresh if they take no more than this.
 _MAX_BYTES = 2**28
@@ -89,18 +92,26 @@ class ReusingEncoder:
         reuse: How much is encoded anew.
         step: The training's step; 0 before it.
         always: Texts that are always encoded, such as positives, from whose scores margins are measured.
+        max_memory: GB that kept vectors may take; most of what is free if None.
     """
 
     def __init__(
-        self, encoder: Encoder, kept: MutableMapping[str, Any], reuse: Reuse, step: int, always: Sequence[str] = ()
+        self,
+        encoder: Encoder,
+        kept: MutableMapping[str, Any],
+        reuse: Reuse,
+        step: int,
+        always: Sequence[str] = (),
+        max_memory: float | None = None,
     ) -> None:
-        self.encoder, self.reuse, self.step = encoder, reuse, step
+        self.encoder, self.reuse, self.step, self.max_memory = encoder, reuse, step, max_memory
         self.similarity, self.pairwise, self.score_function = (
             encoder.similarity,
             encoder.pairwise,
             encoder.score_function,
         )
         self.num_encoded = 0
+        self._num_bytes = 0
         self._always = frozenset(always)
         self._kept: dict[str, _Kept] = kept.get("vectors", {})
         self._new: dict[str, _Kept] = {}
@@ -163,12 +174,22 @@ class ReusingEncoder:
                 "Expected a model with one dense vector per text, whose vectors can be kept from one refresh to the next, "
                 f"got {type(first).__name__}. Leave out `corpus_refresh_fraction` and `refresh_scope`."
             )
-        if not isinstance(first, Tensor) or not (is_wanted or len(texts) * first[0].nbytes <= _MAX_BYTES):
+        if is_wanted:
+            check_room(len(texts), first.shape[1], self.max_memory)
+        if not isinstance(first, Tensor) or not (is_wanted or self._has_room(len(texts) * first[0].nbytes)):
             yield from chain([first], shards)
             return
         vectors = stacked(chain([first], shards), len(texts))
         self._keep(key, _Kept(vectors, np.full(len(texts), self.step, dtype=np.int64)))
         yield vectors
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Tell whether so much may be kept besides what is; if not, nothing is, since parts of a corpus are of no use."""
+        self._num_bytes += num_bytes
+        if self._num_bytes > min(_MAX_BYTES, math.inf if self.max_memory is None else 1e9 * self.max_memory):
+            self._new.clear()
+            return False
+        return True
 
     def _keep(self, key: str, kept: _Kept) -> None:
         self._new[key] = kept
@@ -184,6 +205,25 @@ class ReusingEncoder:
         return [rows for rows in found if len(rows)]
 
 
+def check_room(num_texts: int, dim: int, max_memory: float | None) -> None:
+    """Raise if vectors that are kept from one refresh to the next do not fit into memory.
+
+    Args:
+        num_texts: How many texts.
+        dim: Dimensions.
+        max_memory: GB that they may take; most of what is free if None.
+
+    Raises:
+        MiningError: If so.
+    """
+    if not fits(num_texts, dim, max_memory):
+        raise MiningError(
+            f"The vectors of {num_texts:,} texts, {4 * num_texts * dim / 1e9:.2g} GB, do not fit into memory, where "
+            "`corpus_refresh_fraction` and `refresh_scope` keep them from one refresh to the next. Leave these out, so "
+            "that vectors are kept in `cache_folder`, or raise `max_memory`."
+        )
+
+
 @contextmanager
 def reusing(
     encoder: Encoder,
@@ -191,6 +231,7 @@ def reusing(
     reuse: Reuse | None,
     step: int | None,
     always: Callable[[], list[str]],
+    max_memory: float | None = None,
 ) -> Iterator[ReusingEncoder]:
     """Give an encoder what earlier minings of a dataset have left: token ids, and vectors if they are asked for.
 
@@ -200,7 +241,9 @@ def reusing(
         reuse: How much is encoded anew; None for all.
         step: The training's step; None before one, whose vectors the first refresh may want.
         always: Returns the texts that are always encoded.
+        max_memory: GB that kept vectors may take; most of what is free if None.
     """
     reuse = reuse or Reuse(keeps_vectors=step is None)
     with kept_tokens(getattr(encoder, "model", None), kept):
-        yield ReusingEncoder(encoder, kept, reuse, step or 0, always() if 0 < reuse.share < 1 else ())
+        some = always() if 0 < reuse.share < 1 else ()
+        yield ReusingEncoder(encoder, kept, reuse, step or 0, some, max_memory)

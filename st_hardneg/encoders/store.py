@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -30,6 +31,36 @@ _OPEN = 256
 Digests = npt.NDArray[np.void]
 
 
+class _Vectors:
+    """A file of vectors, of which some are read at a time.
+
+    Not mapped into memory: for each page that is touched the system maps its neighbours, too, and to look at ten thousand
+    candidates would make a corpus's files resident.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb", buffering=0)
+        np.lib.format.read_magic(self._file)
+        self.shape = np.lib.format.read_array_header_1_0(self._file)[0]
+        self.offset = self._file.tell()
+        self._close = weakref.finalize(self, self._file.close)
+
+    def read(self, rows: Ids) -> npt.NDArray[np.float32]:
+        """Return some rows, float32 of shape ``(len(rows), dim)``."""
+        vectors = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        # Rows that lie behind each other are read at once.
+        runs = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)
+        for start, stop in pairwise(runs):
+            self._file.seek(self.offset + 4 * self.shape[1] * int(rows[start]))
+            left = vectors[start:stop].data.cast("B")
+            while len(left):
+                count = self._file.readinto(left)
+                if not count:
+                    raise OSError(f"{self._file.name} has become shorter than its {self.shape[0]:,} vectors.")
+                left = left[count:]
+        return vectors
+
+
 class Store:
     """A folder of vectors of one model and one kind of text.
 
@@ -52,7 +83,7 @@ class Store:
         self._sorted: list[tuple[Any, Ids]] = []
         if digests:
             self._know(np.concatenate(digests), 0)
-        self._opened: OrderedDict[int, Any] = OrderedDict()
+        self._opened: OrderedDict[int, _Vectors] = OrderedDict()
 
     def _know(self, digests: Digests, first: int) -> None:
         halves, places = digests.view("<u8").reshape(-1, 2), np.arange(first, first + len(digests))
@@ -88,13 +119,13 @@ class Store:
         """Return the vectors at some places, float32 of shape ``(m, dim)``."""
         files, rows = self._files_and_rows(places)
         if len(places) and bool((files == files[0]).all()):
-            return np.ascontiguousarray(self._open(int(files[0]))[rows])
+            return self._open(int(files[0])).read(rows)
         order = np.argsort(files, kind="stable")
         bounds = np.flatnonzero(np.diff(files[order], prepend=-1, append=-1))
         vectors: Any = None
         for start, stop in pairwise(bounds):
             some = order[start:stop]
-            found = self._open(int(files[some[0]]))[rows[some]]
+            found = self._open(int(files[some[0]])).read(rows[some])
             vectors = np.empty((len(places), found.shape[1]), dtype=np.float32) if vectors is None else vectors
             vectors[some] = found
         return vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
@@ -109,11 +140,11 @@ class Store:
             return vectors if whole else vectors[rows]
         return self.read(places)
 
-    def _open(self, number: int) -> Any:
+    def _open(self, number: int) -> _Vectors:
         if number in self._opened:
             self._opened.move_to_end(number)
             return self._opened[number]
-        self._opened[number] = np.load(self._path(self.names[number]), allow_pickle=False, mmap_mode="r")
+        self._opened[number] = _Vectors(self._path(self.names[number]))
         if len(self._opened) > _OPEN:
             self._opened.popitem(last=False)
         return self._opened[number]

@@ -11,7 +11,7 @@ from torch import Tensor
 from st_hardneg.search.protocol import Searcher
 
 # Texts a shard.
-_SHARD = 65_536
+_SHARD = 16_384
 # Queries that are compared with a shard at once.
 _QUERIES = 1_024
 

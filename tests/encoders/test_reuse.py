@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from st_hardneg import HardNegativeDataset, MiningConfig
+from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
 from st_hardneg.encoders import tokens
 from st_hardneg.encoders.precision import gains_by_half_precision, half_precision
 from st_hardneg.encoders.reuse import Reuse
@@ -129,6 +129,30 @@ def test_many_vectors_are_not_kept_from_the_first_mining(monkeypatch):
     assert report.num_encoded == 200
     _, report = mine(found, model, 6, Reuse(0.5, keeps_vectors=True))
     assert report.num_encoded < 160
+
+
+def test_vectors_that_are_streamed_are_not_kept_beside(tmp_path, monkeypatch):
+    """Shard by shard each would fit; all of them do not, and parts of a corpus are of no use."""
+    monkeypatch.setattr("st_hardneg.encoders.cached.SHARD", 40)
+    pairs, corpus = Dataset.from_dict({"anchor": TEXTS[:40], "positive": TEXTS[40:80]}), TEXTS[80:200]
+    num_bytes = len(corpus) * Counting().encode_document(["a"]).shape[1] * 4
+    found = HardNegativeDataset(
+        pairs, corpus, MiningConfig(num_negatives=3), cache_folder=str(tmp_path), max_memory=num_bytes / 2e9
+    )
+    found.mine(Counting(), show_progress_bar=False)
+    assert not found._wrapped.task.kept["vectors"]
+
+
+def test_a_share_of_a_corpus_that_does_not_fit_is_refused(tmp_path):
+    """Its other vectors would have to stay in memory from one refresh to the next."""
+    pairs = Dataset.from_dict({"anchor": TEXTS[:40], "positive": TEXTS[40:80]})
+    found = HardNegativeDataset(
+        pairs, TEXTS[80:200], MiningConfig(num_negatives=3), cache_folder=str(tmp_path), max_memory=1e-6
+    )
+    with pytest.raises(
+        MiningError, match=r"do not fit into memory, where `corpus_refresh_fraction` and `refresh_scope`"
+    ):
+        mine(found, Counting(), 5, Reuse(0.5, keeps_vectors=True))
 
 
 # --- token ids --------------------------------------------------------------------------------------------------------

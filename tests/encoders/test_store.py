@@ -234,3 +234,19 @@ def test_two_datasets_that_share_a_corpus_encode_it_once(model, word_pairs, tmp_
         found.mine(model, show_progress_bar=False)
     assert max(seen.count(text) for text in set(corpus)) == 1
     assert seen.count("a new text") == 1
+
+
+def test_some_vectors_are_read_from_files_in_any_order(tmp_path):
+    """Rows of several files, in runs and alone, repeated; a file that has become shorter is noticed."""
+    store, vectors = Store(str(tmp_path)), np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    texts = [f"text {number}" for number in range(50)]
+    for start in range(0, 50, 20):
+        store.add(digests_of(texts[start : start + 20]), vectors[start : start + 20])
+    rows = np.array([3, 4, 5, 49, 20, 19, 19, 41, 0, 1])
+    assert (store.read(rows) == vectors[rows]).all() and (store.read(rows[:3]) == vectors[rows[:3]]).all()
+    assert store.read(np.arange(0)).shape == (0, 0)
+    path = tmp_path / f"{store.names[1]}.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    again = Store(str(tmp_path))
+    with pytest.raises(OSError, match="has become shorter than its 20 vectors"):
+        again.read(again.find(digests_of(texts[20:40])))
