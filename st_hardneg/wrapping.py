@@ -247,19 +247,13 @@ def _say_what_is_used(wrapped: Wrapped) -> None:
 
 
 def _warn_of_the_corpus(wrapped: Wrapped) -> None:
-    """Warn of titles that are not read, ids that stand twice, and right answers that the corpus has not got."""
+    """Warn of titles that are not read, and of right answers that the corpus has not got."""
     corpus = wrapped.corpus
     if titles := [name for name in corpus.unused if _TITLE.fullmatch(name)]:
         logger.warning(
             f"Of the corpus, the column {corpus.text_column!r} is read, and {titles} is not. If models should read "
             "titles, too, join both in one column with `corpus.map`, or use `HardNegativeDataset.from_beir`; give "
             "positives the same form."
-        )
-    if corpus.num_repeated_ids:
-        logger.warning(
-            f"{corpus.num_repeated_ids:,} rows of the corpus have the id of another row in {corpus.id_column!r}, so that "
-            "files with ids do not tell their texts apart. Give each row an id of its own, or remove the column: then "
-            "row numbers are ids."
         )
     missing = wrapped.num_positives - wrapped.num_found
     if corpus.num_given and missing > _MANY_MISSING * wrapped.num_positives:

@@ -133,13 +133,6 @@ class Corpus:
             else [n for n in self.given.column_names if n not in (self.text_column, self.id_column)]
         )
 
-    @cached_property
-    def num_repeated_ids(self) -> int:
-        """How many rows of the given corpus have the id of another row before them."""
-        if self.given is None or self.id_column is None:
-            return 0
-        return len(self.given) - len(set(self.given.with_format(None)[self.id_column][:]))
-
     @property
     def columns(self) -> str:
         """What the columns of the given corpus are taken for, in words."""

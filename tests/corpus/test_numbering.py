@@ -223,12 +223,11 @@ def test_the_caller_s_own_ids():
     assert found.external_ids(np.array([3, 3, -1])) == ["d3", "d3", None]
     plain = number_texts(column(["e", "x"]), ["e", "y"]).corpus
     assert plain.external_ids(np.array([0, 1, 2])) == ["corpus-0", "corpus-1", "positive-2"]
-    assert (plain.id_column, plain.text_column, plain.unused, plain.num_repeated_ids) == (None, "text", [], 0)
+    assert (plain.id_column, plain.text_column, plain.unused) == (None, "text", [])
     assert number_texts(column(["e"])).corpus.text_column == "text"
     renamed = number_texts(column(["e"], "body"), corpus.rename_column("text", "body").remove_columns("_id")).corpus
-    assert (renamed.id_column, renamed.text_column, renamed.num_repeated_ids) == (None, "body", 0)
-    twice = number_texts(column(["e"]), Dataset.from_dict({"_id": ["1", "1", "2"], "text": ["a", "b", "c"]})).corpus
-    assert twice.num_repeated_ids == 1 and twice.columns == "corpus texts 'text', corpus ids '_id'"
+    assert (renamed.id_column, renamed.text_column) == (None, "body")
+    assert found.columns == "corpus texts 'text', corpus ids '_id', not used of the corpus ['year']"
     assert renamed.columns == "corpus texts 'body', corpus ids row numbers, not used of the corpus ['year']"
 
 
