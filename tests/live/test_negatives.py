@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,3 +269,96 @@ def test_the_number_shown_without_a_view_is_the_width():
     found = found_of()
     found.live.num_shown = 1
     assert found.live.num_shown == WIDTH
+
+
+def checkpoint_of(found, mining: Mining, previous: Mining, **changes) -> SimpleNamespace:
+    """Return the state of a checkpoint in which one mining is in force and another one was before it."""
+    state = {
+        "mining": mining,
+        "num_minings": 5,
+        "live_rows": found.live.rows,
+        "previous_ids": previous.negatives.ids.numpy(),
+        "previous_scores": None,
+        "epoch_topics": None,
+    }
+    return SimpleNamespace(**{**state, **changes})
+
+
+def test_a_checkpoint_is_put_in_force_with_what_was_before_it():
+    """Batches that the interrupted run had fetched ahead are read from before the last refresh, texts and scores."""
+    found = found_of()
+    dataset = found.as_dataset(with_scores=True)
+    second, third = other_mining(found, 1), other_mining(found, 2)
+    scores = torch.arange(NUM_ROWS * WIDTH).reshape(NUM_ROWS, WIDTH).float()
+    topics = np.arange(NUM_ROWS)
+    state = checkpoint_of(found, third, second, previous_scores=scores, epoch_topics=topics)
+    found.live.restore(state, old_batches=1)
+    live, query = found.live, int(found._wrapped.pairs.row_query[4])
+    assert (
+        live.mining is third and live.num_minings == 5 and live.previous_ids.tolist() == second.negatives.ids.tolist()
+    )
+    assert live.previous_scores is scores and live.epoch_topics.tolist() == topics.tolist()
+    assert live.view.topics.tolist() == found._wrapped.pairs.row_query.tolist()
+    texts = [found.corpus.texts.take(mining.negatives.ids[query].numpy()) for mining in (second, third)]
+    own = [float(mining.positive_similarities[4]) for mining in (second, third)]
+    for row, expected, positive, of_negatives in [
+        (dataset[4], texts[0], own[1], scores[query].tolist()),
+        (dataset[4], texts[1], own[1], third.negatives.scores[query].tolist()),
+    ]:
+        assert [row[f"negative_{slot + 1}"] for slot in range(WIDTH)] == expected
+        assert row["scores"] == pytest.approx([positive, *of_negatives])
+    # A checkpoint that holds no scores of before has those that stand now; and one without topics shows none.
+    found.live.restore(checkpoint_of(found, third, second))
+    assert live.previous_scores.tolist() == third.negatives.scores.tolist()
+    assert live.epoch_topics is None and live.view.topics is None
+    assert dataset[4]["negative_1"] == texts[1][0]
+
+
+def test_a_checkpoint_of_other_rows_is_refused():
+    """Whichever has more of them; without a view, any will do."""
+    found = found_of()
+    mining = found.live.mining
+    found.live.restore(checkpoint_of(found, mining, mining, live_rows=np.arange(3)))
+    found.as_dataset(with_ids=True)
+    message = (
+        "Expected a live view of the rows of the checkpoint, got 30 rows where it has 29, or others. In the resumed "
+        "script, load what `save_to_disk` wrote before the training, or mine with the very model that it started from "
+        "before `as_dataset()`."
+    )
+    with pytest.raises(ValueError, match=whole(message)):
+        found.live.restore(checkpoint_of(found, mining, mining, live_rows=np.arange(29)))
+
+
+def test_a_probe_is_told_of_everything():
+    """Queries, corpus and the negatives in force."""
+    found = found_of()
+    parts = []
+    assert found.live.probed(lambda *given: parts.append(given) or 0.5) == 0.5
+    ((pairs, corpus, mining),) = parts
+    assert pairs is found._wrapped.pairs and corpus is found.corpus and mining is found.live.mining
+
+
+def test_what_is_read_from_files_is_what_a_reset_goes_back_to():
+    """And where nothing was mined, there is nothing to go back to."""
+    found, mining = found_of(), found_of(1).live.mining
+    found.live.load(mining, 4, None)
+    found.live.apply(other_mining(found, 2))
+    found.live.reset()
+    assert found.live.mining is mining and found.live.num_minings == 4
+    found.live.load(None, 0, None)
+    found.live.reset()
+    assert found.live.mining is None and found.live.num_minings == 0
+
+
+def test_scores_are_added_to_a_table_once():
+    """A second view with scores leaves what stands there, and one without never asks for them."""
+    found = found_of()
+    found.as_dataset(with_ids=True)
+    assert not found.live.has_scores
+    found.as_dataset(with_scores=True)
+    found.live.apply(other_mining(found, 1))
+    table = found.live._table
+    before = table.read_scored(np.arange(NUM_ROWS), previous=True)[1].tolist()
+    found.as_dataset("labeled-list", with_scores=True)
+    assert found.live._table is table and table.read_scored(np.arange(NUM_ROWS), previous=True)[1].tolist() == before
+    assert found.live.view.owner is found
