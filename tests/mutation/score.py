@@ -118,6 +118,13 @@ class Judge:
         self.verdicts: dict[str, str] = {}
         self.failed = False
 
+    def pytest_sessionstart(self) -> None:
+        """Let a failure be enough: to look for the smallest one takes most of the time."""
+        from hypothesis import Phase, settings
+
+        settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate], database=None)
+        settings.load_profile("mutation")
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Note that a test failed."""
         self.failed |= report.failed
