@@ -97,10 +97,11 @@ class ExactSearcher:
             block = self._corpus[first : first + width].to(queries.device)
             scores = self._scores(queries, block, first, scratch)
             if best is None or best_ids is None:
-                best, best_ids = _highest(scores, k)
+                best, best_ids = _highest(scores, min(k, scores.shape[1]))
                 best_ids += first
                 continue
-            found, places = _highest(scores, k, best[:, -1:]) if best.shape[1] == k else _highest(scores, k)
+            floor = best[:, -1:] if best.shape[1] == k else None
+            found, places = _highest(scores, min(k, scores.shape[1]), floor)
             if not found.shape[1]:
                 continue
             both, both_ids = torch.cat([best, found], dim=1), torch.cat([best_ids, places + first], dim=1)
@@ -124,66 +125,33 @@ class ExactSearcher:
 
 
 def _highest(scores: Tensor, k: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` highest of each row and their places, of shape ``(q, at most k)``; faster than ``topk``.
+    """Return the ``k`` highest of each row and their places, of shape ``(q, k)``, highest first; faster than ``topk``.
 
     The highest are in the ``k`` groups with the highest maxima, and the maxima take one quick pass.
 
     Args:
         scores: float of shape ``(q, width)``.
         k: How many.
-        floor: float of shape ``(q, 1)``: what is no higher is left out. Rows are then in no order, filled up with -inf,
-            and may be longer.
+        floor: float of shape ``(q, 1)``: what is no higher may be left out; the shape is then ``(q, at most k)``.
     """
     num_queries, width = scores.shape
-    k = min(k, width)
     num_groups = width // _GROUP
     whole = num_groups * _GROUP
     if num_groups < 2 * k and (floor is None or not num_groups):
         return scores.topk(k, dim=1)
     groups = scores[:, :whole].unflatten(1, (_GROUP, num_groups))
-    maxima = groups.amax(dim=1)
+    maxima, num_best = groups.amax(dim=1), k
     if floor is not None:
         # Not `maxima > floor`, so that what is no number is found and reported.
-        row, group = (~(maxima <= floor)).nonzero(as_tuple=True)
-        if len(row) > num_queries * k:
+        num_best = min(k, int((~(maxima <= floor)).sum(dim=1).max()))
+        if num_groups < 2 * num_best:
             return scores.topk(k, dim=1)
-        return _above(scores, floor, row, group, num_groups)
-    best = maxima.topk(k, dim=1, sorted=False).indices
+    best = maxima.topk(num_best, dim=1, sorted=False).indices
     few = groups.gather(2, best[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
     places = (best[:, None, :] + torch.arange(_GROUP, device=scores.device)[:, None] * num_groups).flatten(1)
     if whole < width:  # what is left over
         few = torch.cat([few, scores[:, whole:]], dim=1)
         rest = torch.arange(whole, width, device=scores.device).expand(num_queries, -1)
         places = torch.cat([places, rest], dim=1)
-    found, at = few.topk(k, dim=1)
+    found, at = few.topk(min(k, few.shape[1]), dim=1)
     return found, places.gather(1, at)
-
-
-def _above(scores: Tensor, floor: Tensor, row: Tensor, group: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Return what is above the floor in some groups, and in what is left over of a row, filled up with -inf.
-
-    Args:
-        scores: float of shape ``(q, width)``.
-        floor: float of shape ``(q, 1)``.
-        row: int64 of shape ``(m,)``, ascending: the row of each group that holds something.
-        group: int64 of the same shape: the group.
-        num_groups: How many groups there are in a row.
-    """
-    num_queries, width = scores.shape
-    whole = num_groups * _GROUP
-    place = (group[:, None] + torch.arange(_GROUP, device=scores.device) * num_groups).flatten()
-    row = row.repeat_interleave(_GROUP)
-    if whole < width:
-        rest_row, rest = (~(scores[:, whole:] <= floor)).nonzero(as_tuple=True)
-        row, order = torch.cat([row, rest_row]).sort(stable=True)
-        place = torch.cat([place, rest + whole])[order]
-    value = scores[row, place]
-    is_above = ~(value <= floor[row, 0])
-    row, place, value = row[is_above], place[is_above], value[is_above]
-    counts = torch.bincount(row, minlength=num_queries)
-    column = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    shape = num_queries, int(counts.max())
-    found = torch.full(shape, -torch.inf, dtype=scores.dtype, device=scores.device)
-    places = torch.zeros(shape, dtype=torch.int64, device=scores.device)
-    found[row, column], places[row, column] = value, place
-    return found, places
