@@ -42,7 +42,7 @@ def _sorted(digests: Digests) -> tuple[Ids, npt.NDArray[np.bool_]]:
     order = np.argsort(digests[:, 0], kind="stable")
     left, right = digests[order, 0], digests[order, 1]
     same_left, same_right = left[1:] == left[:-1], right[1:] == right[:-1]
-    if bool((same_left & ~same_right).any()):  # 64 bits of two digests agree: once in 2 million corpora of a million
+    if bool((same_left & ~same_right).any()):  # 64 bits of two digests agree: in one of 37 million corpora of a million texts
         order = np.lexsort((digests[:, 1], digests[:, 0]))
         left, right = digests[order, 0], digests[order, 1]
         same_left, same_right = left[1:] == left[:-1], right[1:] == right[:-1]
@@ -52,7 +52,7 @@ def _sorted(digests: Digests) -> tuple[Ids, npt.NDArray[np.bool_]]:
 
 
 class FirstIds:
-    """The number of each digest, found for many at once; 24 bytes a digest, where a dictionary takes 150.
+    """The number of each digest, found for many at once; 24 bytes a digest.
 
     Args:
         digests: Distinct digests, of shape ``(m, 2)``.
