@@ -42,7 +42,8 @@ def _sorted(digests: Digests) -> tuple[Ids, npt.NDArray[np.bool_]]:
     order = np.argsort(digests[:, 0], kind="stable")
     left, right = digests[order, 0], digests[order, 1]
     same_left, same_right = left[1:] == left[:-1], right[1:] == right[:-1]
-    if bool((same_left & ~same_right).any()):  # 64 bits of two digests agree: in one of 37 million corpora of a million texts
+    # 64 bits of two digests agree in one of 37 million corpora of a million texts.
+    if bool((same_left & ~same_right).any()):
         order = np.lexsort((digests[:, 1], digests[:, 0]))
         left, right = digests[order, 0], digests[order, 1]
         same_left, same_right = left[1:] == left[:-1], right[1:] == right[:-1]
