@@ -126,13 +126,18 @@ def make_model(arguments: argparse.Namespace, texts: list[str]) -> SentenceTrans
     if arguments.model and not arguments.static:
         return cut(SentenceTransformer(arguments.model), arguments.layers)
     if arguments.model:
-        source = SentenceTransformer(arguments.model, device="cpu")
-        tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        words = source[0].auto_model.get_input_embeddings().weight.detach().numpy()
-        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=words)], device="cpu")
+        return word_vectors(arguments.model)
     return static_model(texts)
+
+
+def word_vectors(path: str) -> SentenceTransformer:
+    """Return a static embedding: the model's tokenizer and word vectors, and nothing else of it."""
+    source = SentenceTransformer(path, device="cpu")
+    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    words = source[0].auto_model.get_input_embeddings().weight.detach().numpy()
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=words)], device="cpu")
 
 
 def cut(model: SentenceTransformer, layers: int | None) -> SentenceTransformer:

@@ -16,11 +16,14 @@ import os
 import sys
 import tempfile
 import types
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars, load_dataset
-from suspects import word_vectors
+from train_with_refresh import word_vectors
 
 from st_hardneg import HardNegativeDataset, MiningConfig
 from st_hardneg.formats.beir import read_beir

@@ -19,10 +19,14 @@ import random
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
+from train_with_refresh import word_vectors
 
 from st_hardneg import HardNegativeDataset
 from st_hardneg.formats.beir import read_beir
@@ -89,20 +93,6 @@ def relevant(data: str, pairs: Dataset) -> dict[str, set[str]]:
         for anchor, document in zip(rows["anchor"][:], rows["corpus-id"][:], strict=True):
             known.setdefault(anchor, set()).add(document)
     return known
-
-
-def word_vectors(path: str) -> Any:
-    """Return a static embedding: the model's tokenizer and word vectors, and nothing else of it."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer
-
-    source = SentenceTransformer(path, device="cpu")
-    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    words = source[0].auto_model.get_input_embeddings().weight.detach().numpy()
-    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=words)], device="cpu")
 
 
 def main() -> None:
