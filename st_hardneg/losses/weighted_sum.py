@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 
 from sentence_transformers.sentence_transformer.model import SentenceTransformer
@@ -83,6 +84,12 @@ class WeightedSumLoss(nn.Module):
         losses: Mapping[str, tuple[float, nn.Module]] | Sequence[tuple[float, nn.Module]],
     ) -> None:
         super().__init__()
+        given: Iterable[Any] = losses.values() if isinstance(losses, Mapping) else losses
+        if any(not _is_weighted_loss(part) for part in given):
+            raise TypeError(
+                f"Expected `losses` as `{{name: (weight, loss)}}` or `[(weight, loss)]`. Got {losses!r}. Put the weight, "
+                "a number, in front of its loss."
+            )
         named = dict(losses) if isinstance(losses, Mapping) else _name_by_class(losses)
         if not named:
             raise ValueError(
@@ -140,6 +147,12 @@ class WeightedSumLoss(nn.Module):
     def citation(self) -> str:
         """The papers of all parts, for the model card."""
         return "".join(dict.fromkeys(str(loss.citation) for loss in self.parts.values() if hasattr(loss, "citation")))
+
+
+def _is_weighted_loss(part: Any) -> bool:
+    if not isinstance(part, Sequence) or len(part) != 2:
+        return False
+    return isinstance(part[0], Real) and isinstance(part[1], nn.Module)
 
 
 def _name_by_class(losses: Sequence[tuple[float, nn.Module]]) -> dict[str, tuple[float, nn.Module]]:

@@ -9,8 +9,8 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_hardneg.corpus.digests import digests_of_bytes
-from st_hardneg.corpus.enumeration import Block
+from st_hardneg.corpus.digests import FirstIds, digests_of_bytes
+from st_hardneg.corpus.enumeration import Block, Enumeration
 from st_hardneg.corpus.identity import IDENTITIES, draw_keys
 from st_hardneg.corpus.numbering import Additions, number_texts
 from st_hardneg.corpus.texts import TextColumn
@@ -264,3 +264,33 @@ def test_numbers_go_on_over_pieces_of_memory():
     numbered = number_texts(column(["t3", "new"]), texts)
     assert numbered.row_positive.tolist() == [3, 25_000]
     assert numbered.corpus.identities.tolist() == [*(number % 12_000 for number in range(25_000)), 25_000]
+
+
+def enumeration(*texts: str) -> Enumeration:
+    """Return a numbering that has these texts."""
+    numbering = Enumeration(FirstIds(), FirstIds(), 0, "normalized")
+    numbering.place(column(texts))
+    return numbering
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_blank_text_is_one_unless_it_is_said_that_it_is_none(pieces):
+    """None never is; nothing and whitespace are texts by default, and have no number where they are skipped."""
+    texts = ["a", None, " ", "", "a", "b"]
+    places, missing = enumeration("a").place(column(texts, pieces=pieces))
+    assert places.tolist() == [0, -1, 1, 2, 0, 3]
+    assert missing.take(np.arange(3)) == [" ", "", "b"]
+    skipped, missing = enumeration("a").place(column(texts, pieces=pieces), skips_blank=True)
+    assert skipped.tolist() == [0, -1, -1, -1, 0, 1]
+    assert missing.take(np.arange(len(missing))) == ["b"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_the_first_words_of_what_has_no_number_yet(pieces):
+    """Also of texts in several pieces of memory, and not of the first text that has one."""
+    texts = ["Known one", "Cats purr", "other text", "Dogs bark", "birds fly"]
+    assert enumeration("Known one", "other text").first_words_of_missing(column(texts, pieces=pieces)) == {
+        "cats",
+        "dogs",
+        "birds",
+    }

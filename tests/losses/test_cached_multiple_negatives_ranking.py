@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,3 +126,40 @@ def test_parameters_can_be_read_and_set(build_transformer_model: Callable[[], Se
     assert (config["mini_batch_size"], config["margin"], config["mask_hard"]) == (8, 0.1, False)
     assert "gao2021scaling" in loss.citation
     assert "schroff2015facenet" in loss.citation
+
+
+def test_the_recommended_loss_has_the_dataset_s_right_answers(
+    build_transformer_model: Callable[[], SentenceTransformer],
+    random_ids: Callable[..., tuple[Tensor, KnownPositives]],
+) -> None:
+    """Its model, its right answers, and every change that is asked for."""
+    model, (_, known) = build_transformer_model(), random_ids(5, 2)
+    hard_negatives = SimpleNamespace(known_positives=known)
+    loss = SemiHardCachedMultipleNegativesRankingLoss.recommended(model, hard_negatives, mini_batch_size=3, margin=0.2)
+    assert (loss.model, loss.loss.model) == (model, model)
+    assert loss.known_positives is known
+    assert (loss.mask_hard, loss.mini_batch_size, loss.margin) == (False, 3, 0.2)
+
+
+def test_parameters_reach_the_losses_that_use_them(build_transformer_model: Callable[[], SentenceTransformer]) -> None:
+    """Those of the mini-batches here, those of the ranking in the loss within."""
+    model = build_transformer_model()
+    plain = SemiHardCachedMultipleNegativesRankingLoss(model)
+    assert (plain.mini_batch_num_tokens, plain.show_progress_bar, plain.gather_across_devices) == (None, False, False)
+    loss = SemiHardCachedMultipleNegativesRankingLoss(
+        model, mini_batch_num_tokens=17, show_progress_bar=True, gather_across_devices=True
+    )
+    assert (loss.mini_batch_num_tokens, loss.show_progress_bar) == (17, True)
+    assert loss.loss.gather_across_devices
+
+
+def test_the_progress_bar_is_named(
+    build_transformer_model: Callable[[], SentenceTransformer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts the mini-batches of the loss, and is shown only if asked for."""
+    for shown in (False, True):
+        loss = SemiHardCachedMultipleNegativesRankingLoss(
+            build_transformer_model(), mini_batch_size=2, show_progress_bar=shown
+        )
+        loss.calculate_loss([[torch.eye(5)], [torch.eye(5)]])
+        assert ("Calculating loss: 100%" in capsys.readouterr().err) is shown

@@ -397,6 +397,12 @@ def test_a_sum_that_cannot_be_meant_is_refused(build_static_model: Callable[...,
         "'SemiHardTripletLoss' was built with another model than the `WeightedSumLoss`, which embeds the texts for its "
         "parts. Build every part with the same model.",
     )
+    assert WeightedSumLoss(model, {"off": (0, part)}).weights == {"off": 0.0}
+    for parts in ({"a": (part, 1.0)}, {"a": part}, [part], {"a": (1.0,)}, [(1.0, "loss")], [("1", part)]):
+        with pytest.raises(
+            TypeError, match=r"(?s)^Expected `losses` as .* Put the weight, a number, in front of its loss.$"
+        ):
+            WeightedSumLoss(model, parts)
 
 
 def test_pairs_without_labels_are_refused(static_model: SentenceTransformer, rows: Dataset) -> None:
