@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from sentence_transformers import SimilarityFunction
 from torch import Tensor
+
+from st_hardneg.hosts import computes_bfloat16
+from st_hardneg.search.bfloat16 import RoundedCorpus
 
 # A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, what fits its cache.
 _MAX_FLOATS = 32_000_000
@@ -16,6 +20,8 @@ _QUERIES = 1_024
 # Scores of so many texts are looked at together for the highest, where that leaves out most of them.
 _GROUP = 16
 _UNIT = 1e-6
+# If for a larger share of queries the nearest cannot be proven from scores in bfloat16, none are computed any more.
+_UNPROVEN = 0.25
 
 
 class ExactSearcher:
@@ -23,7 +29,9 @@ class ExactSearcher:
 
     The scores are those of ``sentence_transformers.util.semantic_search``, which makes a dictionary of every hit, and for
     cosines normalises the whole corpus anew for every block of queries. Here a cosine is a dot product that is divided by
-    the texts' lengths, which are computed once; nothing is held twice.
+    the texts' lengths, which are computed once; nothing is held twice. Where the hardware multiplies bfloat16 natively,
+    cosines and dot products of float32 vectors are searched in it, and the nearest are scored in float32: only where that
+    provably finds the same (:mod:`st_hardneg.search.bfloat16`); the other queries are searched in float32.
 
     Args:
         corpus_chunk_size: Corpus texts compared at once; bounds memory.
@@ -53,6 +61,8 @@ class ExactSearcher:
         self._is_product = self._is_cosine or (self.score_function is None and similarity_fn_name == "dot")
         self._function = self.score_function or SimilarityFunction.to_similarity_fn(similarity_fn_name)
         self._inverse_lengths = self._lengths() if self._is_cosine else None
+        self._rounded: RoundedCorpus | None = None
+        self._may_round = self._is_product and corpus_embeddings.dtype == torch.float32
 
     def _lengths(self) -> Tensor | None:
         """Return one over the length of each text's vector, or None where all of them are unit vectors."""
@@ -68,14 +78,29 @@ class ExactSearcher:
         num_queries = len(query_embeddings)
         best_ids = torch.full((num_queries, k), -1)
         best = torch.full((num_queries, k), -torch.inf)
-        step, width = self._block_shape(num_queries, k, query_embeddings.device.type == "cpu")
+        rounded = self._rounded_for(query_embeddings, k)
+        width_for = k if rounded is None else rounded.num_candidates(k)
+        step, width = self._block_shape(num_queries, width_for, query_embeddings.device.type == "cpu")
         scratch = query_embeddings.new_empty(min(step, num_queries) * width) if self._is_product else None
         with torch.no_grad():
             for start in range(0, num_queries, step):
                 queries = query_embeddings[start : start + step]
+                if self._is_cosine:
+                    queries = torch.nn.functional.normalize(queries.float(), dim=1)
                 rows = slice(start, start + step)
-                best_ids[rows], best[rows] = self._nearest(queries, k, width, scratch)
+                if rounded is not None and self._may_round:
+                    best_ids[rows], best[rows] = self._nearest_by_rounding(rounded, queries, k, width, scratch)
+                else:
+                    best_ids[rows], best[rows] = self._nearest(queries, k, width, scratch)
         return best_ids, best
+
+    def _rounded_for(self, queries: Tensor, k: int) -> RoundedCorpus | None:
+        """Return what searches in bfloat16 first, where that may be a gain."""
+        if not self._may_round or queries.dtype != torch.float32 or not computes_bfloat16(queries.device.type):
+            return None
+        if self._rounded is None:
+            self._rounded = RoundedCorpus(self._corpus, self._inverse_lengths, self.corpus_chunk_size)
+        return self._rounded if self._rounded.gains(k) else None
 
     def _block_shape(self, num_queries: int, k: int, on_cpu: bool) -> tuple[int, int]:
         """Return how many queries are compared with how many texts at once."""
@@ -89,13 +114,30 @@ class ExactSearcher:
             width = min(width, -(-fitting // _GROUP) * _GROUP)
         return step, width
 
+    def _nearest_by_rounding(
+        self, rounded: RoundedCorpus, queries: Tensor, k: int, width: int, scratch: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        halved = queries.bfloat16()
+        near = self._highest_of(queries, rounded.num_candidates(k), width, partial(rounded.scores, halved))
+        ids, best, is_proven = rounded.nearest(queries, *near, k)
+        rest = (~is_proven).nonzero().flatten()
+        self._may_round = len(rest) <= _UNPROVEN * len(queries)
+        ids, best = ids.cpu(), best.cpu()
+        if len(rest):
+            ids[rest.cpu()], best[rest.cpu()] = self._nearest(queries[rest], k, width, scratch)
+        return ids, best
+
     def _nearest(self, queries: Tensor, k: int, width: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._is_cosine:
-            queries = torch.nn.functional.normalize(queries.float(), dim=1)
+        ids, best = self._highest_of(queries, k, width, partial(self._scores, queries, scratch=scratch))
+        return ids.cpu(), best.cpu()
+
+    def _highest_of(
+        self, queries: Tensor, k: int, width: int, scores_of: Callable[[Tensor, int], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` texts with the highest scores, which are computed of a block of texts and its first row."""
         best = best_ids = None
         for first in range(0, len(self._corpus), width):
-            block = self._corpus[first : first + width].to(queries.device)
-            scores = self._scores(queries, block, first, scratch)
+            scores = scores_of(self._corpus[first : first + width], first)
             if best is None or best_ids is None:
                 best, best_ids = _highest(scores, min(k, scores.shape[1]))
                 best_ids += first
@@ -108,9 +150,10 @@ class ExactSearcher:
             best, order = both.topk(min(k, both.shape[1]), dim=1)
             best_ids = both_ids.gather(1, order)
         assert best is not None and best_ids is not None
-        return best_ids.cpu(), best.float().cpu()
+        return best_ids, best.float()
 
     def _scores(self, queries: Tensor, block: Tensor, first: int, scratch: Tensor | None) -> Tensor:
+        block = block.to(queries.device)
         if not self._is_product:
             return self._function(queries, block)
         shape = len(queries), len(block)
