@@ -23,7 +23,7 @@ from st_hardneg.corpus.rows import read_rows
 from st_hardneg.corpus.texts import TextColumn
 from st_hardneg.dataset import HardNegativeDataset
 from st_hardneg.encoders import DenseEncoder, Encodings, encoder_for
-from st_hardneg.encoders.fingerprint import PROBES, recipe_fingerprint, texts_fingerprint
+from st_hardneg.encoders.fingerprint import MAX_PROBES, PROBES, recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.vectors import stacked
 from st_hardneg.hosts import pklregister, weights_versions
 from st_hardneg.mining.engine import mine
@@ -108,10 +108,11 @@ class HardNegativeMiner:
         self._cluster_of = self._clusters_by_text(known)
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
-        self._versions = weights_versions(model)
-        self._probes = self._probe_vectors()
         searched = self._numbered.corpus.searched
         texts = self._numbered.corpus.texts.take(searched)
+        self._versions = weights_versions(model)
+        self._probed = [*PROBES, *texts[:MAX_PROBES]]  # with words of the data: a model need not know others
+        self._probes = self._probe_vectors()
         self._model_fingerprint = self._encoder.fingerprint(texts)
         shards = self._encoder.corpus(texts, show_progress_bar=True)
         self._text_clusters: torch.Tensor | None = None
@@ -293,10 +294,10 @@ class HardNegativeMiner:
     def _probe_vectors(self) -> torch.Tensor | None:
         if not isinstance(self.model, nn.Module) or not isinstance(self._encoder, DenseEncoder):
             return None
-        return self._encoder.queries(PROBES).cpu()
+        return self._encoder.queries(self._probed).cpu()
 
     def _refuse_other_weights(self) -> None:
-        """Raise if the model makes other vectors now. A weight written through ``.data`` has no new version."""
+        """Raise if the model makes other vectors now. Fused optimizers and ``.data`` give weights no new version."""
         is_other = self._versions != weights_versions(self.model)
         if self._probes is not None and not is_other:
             now = self._probe_vectors()

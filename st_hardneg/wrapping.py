@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from st_hardneg.arguments import (
     check_max_memory,
     check_num_topics,
@@ -26,6 +24,7 @@ from st_hardneg.config import MiningConfig
 from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.rows import Rows, read_rows
+from st_hardneg.corpus.texts import distinct_ids
 from st_hardneg.encoders.shared import share
 from st_hardneg.mining.task import Task
 from st_hardneg.sources.build import NamedSources, name_sources
@@ -137,12 +136,12 @@ class Wrapped:
     @property
     def num_positives(self) -> int:
         """Distinct positives."""
-        return len(np.unique(self.corpus.identities[self.pairs.row_positive]))
+        return len(distinct_ids(self.corpus.identities[self.pairs.row_positive]))
 
     @property
     def num_found(self) -> int:
         """How many of them the given corpus holds."""
-        positives = np.unique(self.corpus.identities[self.pairs.row_positive])
+        positives = distinct_ids(self.corpus.identities[self.pairs.row_positive])
         return int((positives < self.corpus.num_given).sum())
 
     def __str__(self) -> str:

@@ -130,6 +130,18 @@ def test_weights_that_are_written_behind_torch_s_back_are_seen(bag_of_words, wor
         miner(word_pairs[:3])
 
 
+@pytest.mark.parametrize("kind", [{"fused": True}, {"foreach": True}])
+def test_a_miner_of_a_model_that_an_optimizer_has_moved_refuses(kind):
+    """A fused optimizer, which trainers take by default, writes weights without a new version; words of the data tell."""
+    model = word_model(WORDS, torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(0)))
+    miner = HardNegativeMiner(model, [f"{WORDS[i]} {WORDS[i + 1]}" for i in range(40)], num_negatives=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **kind)
+    model(model.preprocess([WORDS[0]]))["sentence_embedding"].sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="The model was trained after this miner was made"):
+        miner({"anchor": [WORDS[7]], "positive": [WORDS[8]]})
+
+
 def test_a_miner_says_what_it_is(bag_of_words, word_pairs):
     """Columns, texts and number, where they are known."""
     miner = HardNegativeMiner(bag_of_words, CORPUS, num_negatives=2)

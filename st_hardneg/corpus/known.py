@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from st_hardneg.corpus.texts import distinct_ids
+
 
 @dataclass(frozen=True)
 class KnownPositives:
@@ -55,7 +57,7 @@ class KnownPositives:
         lengths = [len(ids) for ids in right_answers]
         query = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
         flat = np.asarray([corpus_id for ids in right_answers for corpus_id in ids], dtype=np.int64)
-        keys = np.unique(query * len(identity) + identity[flat])
+        keys = distinct_ids(query * len(identity) + identity[flat])
         return cls(torch.from_numpy(identity), torch.from_numpy(keys), torch.arange(len(lengths)))
 
     @property

@@ -13,7 +13,7 @@ from datasets import Dataset
 from st_hardneg.corpus.digests import FirstIds
 from st_hardneg.corpus.enumeration import Block, Enumeration
 from st_hardneg.corpus.given import Predicate, given_corpus, rows_where
-from st_hardneg.corpus.texts import Ids, TextColumn
+from st_hardneg.corpus.texts import Ids, TextColumn, distinct_ids
 
 _NONE: Ids = np.arange(0, dtype=np.int64)
 TextWriter = Callable[[list[str]], Sequence[Sequence[str]]]
@@ -213,7 +213,7 @@ def number_texts(
         numbering.know_titles(given, numbering.first_words_of_missing(positives))
     num_given = len(numbering.identities)
     row_positive, texts = _placed(numbering, positives, "positive", texts, blocks)
-    num_merged = len(numbering.unique_texts) - len(np.unique(numbering.identities))
+    num_merged = len(numbering.unique_texts) - len(distinct_ids(numbering.identities))
     dataset = None if given is None else given.dataset
     # Rows of the given corpus that a predicate selects are found before any further text is written or read.
     wanted = additions.metadata_filter
@@ -279,7 +279,7 @@ def _with_further(
         unique = list(dict.fromkeys(text for batch in additions.anchors.batches() for text in batch))
         texts, anchor_ids = numbering.append(TextColumn.of(unique), "anchor", texts, blocks)
     if additions.synthetic is not None:
-        origins = np.unique(row_positive)
+        origins = distinct_ids(row_positive)
         written = additions.synthetic(texts.take(origins))
         synthetic_from = np.repeat(origins, [len(some) for some in written])
         flat = TextColumn.of([text for some in written for text in some])

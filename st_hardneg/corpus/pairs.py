@@ -15,7 +15,7 @@ from st_hardneg.corpus.identity import draw_keys, identity_keys, text_digests
 from st_hardneg.corpus.known import KnownPositives
 from st_hardneg.corpus.numbering import Corpus, Numbered
 from st_hardneg.corpus.symmetric import Clusters, cluster_pairs
-from st_hardneg.corpus.texts import Ids, TextColumn
+from st_hardneg.corpus.texts import Ids, TextColumn, distinct_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +248,7 @@ def _known_positives(
     )
     return KnownPositives(
         torch.from_numpy(corpus.identities),
-        torch.from_numpy(np.unique(keys)),
+        torch.from_numpy(distinct_ids(keys)),
         torch.from_numpy(same_text),
         None if clusters is None else torch.from_numpy(clusters.of_queries),
         None if clusters is None else torch.from_numpy(clusters.of_texts),

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from st_hardneg.corpus.texts import Ids
+from st_hardneg.corpus.texts import Ids, distinct_ids
 
 # All pairs count as symmetric if at least this share of the queries is a positive of another one; below it, only what
 # hangs together with such a query does.
@@ -66,7 +66,7 @@ def cluster_pairs(
     edges = (node[row_group], positive)
     size = num_texts + num_groups
     _, component = connected_components(coo_matrix((np.ones(len(positive), bool), edges), shape=(size, size)))
-    counts = np.bincount(component[np.unique(np.concatenate(edges))], minlength=int(component.max(initial=0)) + 1)
+    counts = np.bincount(component[distinct_ids(np.concatenate(edges))], minlength=int(component.max(initial=0)) + 1)
     counts_too = np.ones(len(counts), dtype=bool)
     if symmetric is None:
         num_nodes = int(counts.sum())

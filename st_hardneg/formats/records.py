@@ -17,7 +17,7 @@ from st_hardneg.candidates import LAST_RESORT, Mining
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.rows import Rows
-from st_hardneg.corpus.texts import Ids, dataset_of
+from st_hardneg.corpus.texts import Ids, dataset_of, distinct_ids
 from st_hardneg.errors import writing
 from st_hardneg.formats.columns import Further, together
 
@@ -91,7 +91,7 @@ def records_of(mining: Mining, pairs: Pairs, corpus: Corpus, rows: Rows) -> Iter
     for start in range(0, pairs.num_queries, _BLOCK):
         stop = min(start + _BLOCK, pairs.num_queries)
         of_block = order[starts[start] : starts[stop]]
-        used = np.unique(np.concatenate([pairs.row_positive[of_block], ids[start:stop][keep[start:stop]]]))
+        used = distinct_ids(np.concatenate([pairs.row_positive[of_block], ids[start:stop][keep[start:stop]]]))
         texts = dict(zip(used.tolist(), _texts(corpus, about, used), strict=True))
         columns = dict(zip(of_block.tolist(), beside.take(of_block), strict=True))
         for query in range(start, stop):

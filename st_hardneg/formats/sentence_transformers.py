@@ -15,12 +15,14 @@ from datasets import Dataset, concatenate_datasets
 from st_hardneg.candidates import LAST_RESORT, Mining
 from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
-from st_hardneg.corpus.texts import Ids, TextColumn, dataset_of
+from st_hardneg.corpus.texts import Ids, TextColumn, dataset_of, distinct_ids
 
 OutputFormat = Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"]
 
 # Rows built at once: texts are gathered into blocks, so that no second copy of the output is ever held.
 _BLOCK_ROWS = 16_384
+# A column with more texts than so many times those that are asked for gets no table of places.
+_DENSE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,15 @@ def _anchor_and_positive(rows: _Rows, source: Ids) -> dict[str, Any]:
 
 def _texts(column: TextColumn, ids: Ids) -> pa.ChunkedArray:
     """Gather texts by number, block by block; each text that is used is read once."""
-    used, place = np.unique(ids, return_inverse=True)
+    used = distinct_ids(ids)
+    if len(used) == len(column):
+        place = ids
+    elif len(ids) * _DENSE < len(column):
+        place = np.searchsorted(used, ids)
+    else:
+        place_of = np.empty(len(column), dtype=np.int64)
+        place_of[used] = np.arange(len(used))
+        place = place_of[ids]
     return pa.chunked_array(list(_blocks(column.array(used), place)), type=pa.string())
 
 

@@ -23,6 +23,7 @@ from st_hardneg.candidates import (
     find_in_row,
 )
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.texts import distinct_ids
 from st_hardneg.errors import MiningError
 from st_hardneg.hardness import hardness_shares
 from st_hardneg.mining.filters import RULES, Tally
@@ -156,7 +157,7 @@ def _by_source(negatives: Negatives, names: tuple[str, ...]) -> dict[str, int]:
 
 def _num_positives(task: Task, below: int | None = None) -> int:
     """Count the distinct positives, or those whose text has a corpus id below a number."""
-    identities = np.unique(task.corpus.identities[task.pairs.row_positive])
+    identities = distinct_ids(task.corpus.identities[task.pairs.row_positive])
     return len(identities) if below is None else int((identities < below).sum())
 
 

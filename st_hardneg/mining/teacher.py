@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from st_hardneg.candidates import Negatives
-from st_hardneg.corpus.texts import Ids
+from st_hardneg.corpus.texts import Ids, distinct_ids
 from st_hardneg.encoders import Encoder, Encoding, Encodings, encoder_for
 from st_hardneg.encoders.fingerprint import MAX_PROBES
 from st_hardneg.encoders.rows import concatenated
@@ -79,7 +79,7 @@ class _Similarities:
 
     def _encode(self, kind: str, place: Ids, ids: Ids) -> None:
         """Encode those that have no place yet, and give them one."""
-        new = np.unique(ids[place[ids] < 0])
+        new = distinct_ids(ids[place[ids] < 0])
         if not len(new):
             return
         before = self._vectors.get(kind)
