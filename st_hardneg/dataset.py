@@ -249,7 +249,7 @@ class HardNegativeDataset(
         else:
             mining = compute()
         self.live.apply(mining)
-        self.live.encodings = with_texts(model, encodings)
+        self.live.encodings, self.live.asked_encodings = with_texts(model, encodings), encodings
         self.live.publish_topics()
         return mining.report
 

@@ -129,11 +129,13 @@ def mine_hard_negatives(
         output_format, output_scores, absolute_margin, as_triplets, margin, include_positives, is_default
     )
     check_output_format(output_format)
+    _check_names((anchor_name, positive_name), output_format, num_negatives, output_scores)
     if num_negatives < 1:
         raise ValueError(f"num_negatives must be at least 1, got num_negatives={num_negatives}.")
 
     say: Callable[..., None] = print if verbose else _say_nothing
-    # Infinite bounds bound nothing.
+    # Infinite bounds bound nothing; but as in ST, one that is given has a cross encoder rescore, and a deeper search.
+    in_force = (absolute_margin, relative_margin, max_score, min_score)
     max_score = None if max_score == math.inf else max_score
     min_score = None if min_score == -math.inf else min_score
     if isinstance(corpus, Iterator):
@@ -142,14 +144,14 @@ def mine_hard_negatives(
     numbered = number_texts(TextColumn(dataset, positive_name), given, distinct="text", allow_empty=True)
     pairs = pair_up(TextColumn(dataset, anchor_name), numbered, share_positives=False)
     max_positives = int(np.bincount(pairs.row_query).max())
-    in_force = (absolute_margin, relative_margin, max_score, min_score)
     rescored = cross_encoder is not None and any(bound is not None for bound in in_force)
     range_max = _range_max(
         range_min,
         range_max,
         num_negatives,
         max_positives,
-        deep=any(bound is not None for bound in in_force[:3]) or (cross_encoder is not None and min_score is not None),
+        deep=any(bound is not None for bound in in_force[:3])
+        or (cross_encoder is not None and in_force[3] is not None),
         use_faiss=use_faiss,
         say=say,
     )
@@ -253,9 +255,30 @@ def _columns(dataset: Dataset, anchor: str | None, positive: str | None) -> tupl
             )
     anchor = anchor if anchor and anchor in columns else columns[0]
     positive = positive if positive and positive in columns else columns[1]
+    if anchor == positive:
+        raise ValueError(
+            f"Expected different columns for anchor and positive, got {anchor!r} for both. Name both columns; they are "
+            f"{columns}."
+        )
     check_text_column(dataset, anchor, "anchor_column_name", allow_empty=True)
     check_text_column(dataset, positive, "positive_column_name", allow_empty=True)
     return anchor, positive
+
+
+def _check_names(names: tuple[str, str], output_format: str, num_negatives: int, output_scores: bool) -> None:
+    """Raise if the output has a column of the name of the anchors or the positives."""
+    added = {
+        "triplet": {"negative"},
+        "n-tuple": {f"negative_{slot + 1}" for slot in range(num_negatives)},
+        "labeled-pair": {"score" if output_scores else "label"},
+        "labeled-list": {"labels"},
+    }[output_format]
+    added |= {"scores"} if output_scores and output_format != "labeled-pair" else set()
+    if clash := sorted(added & set(names)):
+        raise ValueError(
+            f"The output has a column {clash[0]!r} of its own, which would take the place of yours. Rename yours first: "
+            f"`dataset.rename_column({clash[0]!r}, 'text')`, for example."
+        )
 
 
 def _resolve_deprecated(

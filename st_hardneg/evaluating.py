@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
 from st_hardneg.candidates import LAST_RESORT
+from st_hardneg.encoders.dense import Encodings
 from st_hardneg.reviewing import ReviewedDataset
 
 if TYPE_CHECKING:
@@ -27,14 +29,16 @@ class EvaluatedDataset(ReviewedDataset):
 
         Args:
             kind: ``"ir"``: an ``InformationRetrievalEvaluator`` of every anchor against the whole corpus, its positives
-                being right; ``"triplet"``: a ``TripletEvaluator``; ``"reranking"``: a ``RerankingEvaluator`` of each
-                anchor's positives and negatives; ``"outranks"``: an :class:`~st_hardneg.evaluation.OutranksEvaluator`. All
-                but the first need negatives that were mined, with a model that is not the one to be evaluated.
+                being right, with the prompts that the recipe or the last ``mine`` names; ``"triplet"``: a
+                ``TripletEvaluator``; ``"reranking"``: a ``RerankingEvaluator`` of each anchor's positives and negatives;
+                ``"outranks"``: an :class:`~st_hardneg.evaluation.OutranksEvaluator`. All but
+                the first need negatives that were mined, with a model that is not the one to be evaluated.
             **options: Further arguments of the evaluator, such as ``name``.
 
         Raises:
             NotMinedError: If negatives are needed and nothing was mined yet.
             ValueError: If there is no such kind.
+            TypeError: If ``options`` hold the evaluator's data, which are this dataset's.
         """
         if kind not in get_args(EvaluatorKind):
             raise ValueError(f"Expected `kind` to be one of {list(get_args(EvaluatorKind))}, got {kind!r}.")
@@ -56,6 +60,12 @@ class EvaluatedDataset(ReviewedDataset):
     def _retrieval(self, options: dict[str, Any]) -> BaseEvaluator:
         from st_hardneg.evaluation import for_any_model
 
+        for parameter in ("queries", "corpus", "relevant_docs"):
+            if parameter in options:
+                raise TypeError(
+                    f"`{parameter}` is this dataset's. Leave it out, or make the evaluator of your own data."
+                )
+        options = {**self._prompts(options), **options}
         pairs, corpus = self._wrapped.pairs, self.corpus
         ids = np.union1d(corpus.searched, corpus.identities[pairs.positive_ids])
         texts = dict(zip(map(str, ids.tolist()), corpus.texts.take(ids), strict=True))
@@ -65,6 +75,16 @@ class EvaluatedDataset(ReviewedDataset):
             for number in range(pairs.num_queries)
         }
         return for_any_model("InformationRetrievalEvaluator", (queries, texts, right), options)
+
+    def _prompts(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Return the prompts that negatives were last mined with, where the caller gives none; else the recipe's."""
+        encodings = self.live.asked_encodings or Encodings.from_config(self.config)
+        found: dict[str, str] = {}
+        for kind, encoding in (("query", encodings.queries), ("corpus", encodings.corpus)):
+            if options.get(f"{kind}_prompt") is None and options.get(f"{kind}_prompt_name") is None:
+                values = {f"{kind}_prompt": encoding.prompt, f"{kind}_prompt_name": encoding.prompt_name}
+                found |= {name: value for name, value in values.items() if value is not None}
+        return found
 
     def _samples(self) -> list[dict[str, Any]]:
         """Return anchor, positives and negatives of every query that has negatives."""

@@ -151,9 +151,12 @@ class MinedDataset:
             ``corpus_id`` and ``closeness`` (the model's similarity of the suspect and the nearest positive).
 
         Raises:
+            ValueError: If ``n`` is no number of texts.
             NotMinedError: If nothing was mined yet.
             MiningError: If the recipe compares no candidates with positives, or was read from files without them.
         """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"Expected `n` to be a whole number from 1 up, got {n!r}.")
         found, pairs, texts = self._mined("suspects()").suspects, self._wrapped.pairs, self.corpus.texts
         if found is None:
             raise MiningError("The files of this mining hold no suspects. Mine again to get them.")

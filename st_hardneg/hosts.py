@@ -120,6 +120,12 @@ def shows_all_columns(dataset: Dataset) -> bool:
     return _private(dataset, "_format_columns", "datasets") is None
 
 
+def features_of_batch(batch: object) -> Mapping[str, Any]:
+    """Return the features of the columns of a batch that ``map`` hands out, or none where it does not tell them."""
+    features = getattr(getattr(batch, "formatter", None), "features", None)
+    return features if isinstance(features, Mapping) else {}
+
+
 def transform_of(dataset: object) -> Any:
     """Return the transform that ``set_transform`` gave a dataset, or None; also of an object that is no dataset."""
     form = getattr(dataset, "format", None)

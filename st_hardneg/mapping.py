@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, List, Value
+from datasets import Dataset, IterableDataset, List, Value
 from torch import nn
 
 from st_hardneg.arguments import checked_config, searcher_maker
-from st_hardneg.candidates import Mining
+from st_hardneg.candidates import Candidates, Mining
 from st_hardneg.config import MiningConfig
+from st_hardneg.corpus.batches import check_batch, dataset_of_batch
 from st_hardneg.corpus.identity import IDENTITIES
 from st_hardneg.corpus.known import KnownPositives
-from st_hardneg.corpus.numbering import number_texts
+from st_hardneg.corpus.labels import refuse_misread_classes
+from st_hardneg.corpus.numbering import Corpus, number_texts
 from st_hardneg.corpus.pairs import Pairs, pair_up
 from st_hardneg.corpus.rows import read_rows
 from st_hardneg.corpus.texts import TextColumn
@@ -106,6 +109,9 @@ class HardNegativeMiner:
         self._key_of = IDENTITIES[self.config.identity]
         self._positives_of = self._positives_by_anchor(known)
         self._cluster_of = self._clusters_by_text(known)
+        self._excluded: dict[bytes, set[bytes]] = {}
+        for anchor, text in known.excluded_pairs() if known is not None else ():
+            self._excluded.setdefault(self._key_of(anchor), set()).add(self._key_of(text))
         all_positives = list(dict.fromkeys(text for texts in self._positives_of.values() for text in texts))
         self._numbered = number_texts(TextColumn.of(all_positives), corpus, identity=self.config.identity)
         searched = self._numbered.corpus.searched
@@ -129,6 +135,10 @@ class HardNegativeMiner:
             batch_size: Rows mined at once.
             **options: Further arguments of ``map``.
         """
+        if isinstance(dataset, dict):
+            raise TypeError("Expected one dataset, got a DatasetDict. Map each split: `miner.map(datasets['train'])`.")
+        if isinstance(dataset, IterableDataset) and dataset.features is not None:
+            refuse_misread_classes(dataset.features)
         if dataset.features is not None:
             features = dataset.features.copy()
             features.update({name: Value("string") for name in self.negative_names})
@@ -185,7 +195,18 @@ class HardNegativeMiner:
             may_find_nothing=True,
             doubt=self._doubt,
             kept=self._kept,
+            extra_filters={"labels": partial(self._keeps_labels, pairs)} if self._excluded else {},
         )
+
+    def _keeps_labels(self, pairs: Pairs, candidates: Candidates, corpus: Corpus) -> torch.Tensor:
+        """Tell which candidates nobody has excluded for their query."""
+        keeps = torch.ones(candidates.corpus_ids.shape, dtype=torch.bool)
+        anchors = pairs.anchors.take(pairs.first_row[candidates.query_ids.numpy()])
+        for place, anchor in enumerate(anchors):
+            if excluded := self._excluded.get(self._key_of(anchor)):
+                ids = candidates.corpus_ids[place].clamp(min=0).numpy()
+                keeps[place] = torch.tensor([self._key_of(text) not in excluded for text in corpus.texts.take(ids)])
+        return keeps
 
     def _with_clusters(self, pairs: Pairs, texts: TextColumn) -> KnownPositives:
         # The corpus is looked up once; what a batch brings comes behind it. A query of no cluster is one by itself.
@@ -210,6 +231,7 @@ class HardNegativeMiner:
             texts_fingerprint(text for batch in self._numbered.corpus.texts.batches() for text in batch),
             sorted((key.hex(), sorted(texts)) for key, texts in self._positives_of.items()),
             sorted((key.hex(), cluster) for key, cluster in self._cluster_of.items()),
+            sorted((key.hex(), sorted(text.hex() for text in texts)) for key, texts in self._excluded.items()),
             self._doubt,
             self.config.to_dict(),
             self.output_scores,
@@ -230,6 +252,7 @@ class HardNegativeMiner:
             MiningError: If a query has too few negatives and ``shortfall="error"``.
             ValueError: If the batch lacks a column, has empty texts, or has a column of one of our names.
         """
+        check_batch(batch)
         self._refuse_other_weights()
         ours = [*self.negative_names]
         ours += ["scores"] if self.output_scores else []
@@ -258,24 +281,10 @@ class HardNegativeMiner:
         return {name: list(compress(values, is_complete)) for name, values in columns.items()}
 
     def _texts_of(self, batch: Mapping[str, list[Any]]) -> tuple[list[str], list[str]]:
-        names = list(batch)
-        if len(names) < 2:
-            raise ValueError(
-                f"Expected batches with an anchor and a positive column, got the columns {names}. Call "
-                "`dataset.map(miner, batched=True)` on a dataset of pairs."
-            )
-        if any(isinstance(values, str) for values in batch.values()):
-            raise ValueError("Expected a batch of rows, got a single one. Call `dataset.map(miner, batched=True)`.")
-        if not len(batch[names[0]]):
+        if not len(next(iter(batch.values()))):
             return [], []
-        plain = (str, int, float, bool, type(None))
-        columns = {
-            name: list(values) for name, values in batch.items() if all(isinstance(one, plain) for one in values)
-        }
         # The reading of a whole dataset: columns by name, ids refused, labels heeded.
-        rows = read_rows(
-            Dataset.from_dict(columns), self.anchor_column_name, self.positive_column_name, use_given=False
-        )
+        rows = read_rows(dataset_of_batch(batch), self.anchor_column_name, self.positive_column_name, use_given=False)
         every = np.arange(len(rows.dataset))
         return rows.anchors.take(every), rows.positives.take(every)
 

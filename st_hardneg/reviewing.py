@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -119,6 +119,18 @@ class ReviewedDataset(ViewedDataset):
                     f"the cross encoder scores it {score:.3f}, and {rule.lowest_percentile:g} % of the right answers "
                     f"below {least:.3f}; it shares {shared:.0%} of the words"
                 )
+
+    def excluded_pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield anchors and texts that :meth:`with_labels` keeps from being their negatives, and right answers, too."""
+        pairs, texts = self._wrapped.pairs, self.corpus.texts
+        if pairs.certain is None:
+            return
+        groups, identities = np.divmod(pairs.known.keys.numpy(), len(self.corpus))
+        first_query = np.full(len(pairs.positive_offsets) - 1, -1, dtype=np.int64)
+        first_query[pairs.group[::-1]] = np.arange(pairs.num_queries)[::-1]
+        queries = first_query[groups]
+        anchors = pairs.anchors.take(pairs.first_row[queries[queries >= 0]])
+        yield from zip(anchors, texts.take(identities[queries >= 0]), strict=True)
 
     def with_labels(
         self: Self, labels: str | os.PathLike[str] | Sequence[Mapping[str, Any]], *, accept_proposals: bool = False

@@ -196,6 +196,8 @@ def wrap(
         metadata_filter=metadata_filter,
     )
     numbered = number_texts(rows.positives, corpus, identity=named.config.identity, additions=additions)
+    if symmetric is not None and not isinstance(symmetric, bool):
+        raise TypeError(f"Expected `symmetric` to be True, False or None, got {symmetric!r}.")
     pairs = pair_up(rows.anchors, numbered, symmetric=symmetric, given_anchors=[anchors for anchors, _ in given])
     share(numbered.corpus)
     columns = (rows.anchor_name, rows.positive_name)

@@ -14,6 +14,7 @@ from sentence_transformers import SimilarityFunction
 from sentence_transformers.util import mine_hard_negatives as reference
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError, mine_hard_negatives
+from st_hardneg.corpus.identity import text_digest
 from tests.conftest import WORDS, random_texts, word_model
 
 FORMATS = ["triplet", "n-tuple", "labeled-pair", "labeled-list"]
@@ -344,3 +345,66 @@ def test_what_is_no_corpus_is_refused(bag_of_words, word_pairs, corpus):
     """In our words."""
     with pytest.raises(TypeError, match=r"^Expected `corpus` to be a list of texts"):
         mine_hard_negatives(word_pairs, bag_of_words, corpus=corpus, verbose=False)
+
+
+# --- what would be lost without a word --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [{"anchor_column_name": "answer"}, {"positive_column_name": "question"}])
+def test_one_column_for_both_is_refused(names):
+    """The other column would be lost; Sentence Transformers fails, too."""
+    model = word_model(WORDS, torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(0)))
+    pairs = Dataset.from_dict({"question": random_texts(8, seed=0), "answer": random_texts(8, seed=1)})
+    with pytest.raises(ValueError, match="Expected different columns for anchor and positive, got"):
+        mine_hard_negatives(pairs, model, verbose=False, **names)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("negative", {}),
+        ("scores", {"output_scores": True}),
+        ("negative_2", {"output_format": "n-tuple", "num_negatives": 2}),
+        ("label", {"output_format": "labeled-pair"}),
+        ("score", {"output_format": "labeled-pair", "output_scores": True}),
+        ("labels", {"output_format": "labeled-list"}),
+        ("scores", {"output_format": "labeled-list", "output_scores": True}),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_column_that_the_output_would_overwrite_is_refused(name, options, place):
+    """Whether it holds anchors or positives; other formats, which have no such column, take it."""
+    model = word_model(WORDS, torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(0)))
+    columns = [name, "text"] if place == 0 else ["text", name]
+    pairs = Dataset.from_dict({one: random_texts(12, seed=seed) for seed, one in enumerate(columns)})
+    options = {"num_negatives": 1, **options}
+    with pytest.raises(ValueError, match=f"The output has a column '{name}' of its own"):
+        mine_hard_negatives(pairs, model, verbose=False, **options)
+    other = "triplet" if name != "negative" else "n-tuple"
+    kept = mine_hard_negatives(pairs, model, verbose=False, num_negatives=1, output_format=other)
+    assert set(columns) <= set(kept.column_names)
+
+
+@pytest.mark.parametrize("bound", [{"max_score": float("inf")}, {"min_score": float("-inf")}])
+def test_an_infinite_bound_still_lets_a_cross_encoder_decide(bound):
+    """As in Sentence Transformers, where a bound that is given has candidates rescored, whatever it is."""
+
+    class Unequal:
+        """No two pairs have one score."""
+
+        def __init__(self) -> None:
+            self.num_pairs = 0
+
+        def predict(self, pairs, batch_size=32, convert_to_tensor=True, show_progress_bar=False, pool=None):
+            self.num_pairs += len(pairs)
+            return torch.tensor([int(text_digest(query + text)[:3].hex(), 16) / 2**24 for query, text in pairs])
+
+    model = word_model(WORDS, torch.randn(len(WORDS), 16, generator=torch.Generator().manual_seed(0)))
+    pairs = Dataset.from_dict({"q": random_texts(12, seed=0), "p": random_texts(12, seed=1)})
+    options = {"num_negatives": 2, "output_format": "n-tuple", "output_scores": True, "verbose": False, **bound}
+    found = []
+    for mine in (mine_hard_negatives, reference):
+        options["cross_encoder"] = Unequal()
+        found.append(mine(pairs, model, corpus=random_texts(40, seed=2), **options))
+        assert options["cross_encoder"].num_pairs > 12
+    assert_same(*found)

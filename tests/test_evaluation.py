@@ -72,6 +72,40 @@ def test_evaluators_of_a_dataset(protractor):
         found.to_evaluator("ndcg")
 
 
+class Prompted:
+    """Notes the prompts with which it is asked to encode."""
+
+    def __init__(self, model) -> None:
+        self.model, self.seen = model, []
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def encode_query(self, texts, prompt=None, prompt_name=None, **options):
+        self.seen.append(("query", prompt, prompt_name))
+        return self.model.encode_query(texts, **options)
+
+    def encode_document(self, texts, prompt=None, prompt_name=None, **options):
+        self.seen.append(("document", prompt, prompt_name))
+        return self.model.encode_document(texts, **options)
+
+
+@pytest.mark.parametrize("by", ["recipe", "mine", "caller", "nobody"])
+def test_an_evaluator_has_the_prompts_of_the_mining(protractor, by):
+    """Of the recipe or of `mine`, unless the caller names others; where nobody names any, the model's own."""
+    pairs = Dataset.from_dict({"anchor": ["0°", "90°"], "positive": ["10°", "80°"]})
+    prompts = {"query_prompt": "q: ", "corpus_prompt": "d: "}
+    found = HardNegativeDataset(pairs, ["note 40°"], MiningConfig(**(prompts if by == "recipe" else {})))
+    if by == "mine":
+        found.mine(protractor, prompts={"anchor": "q: ", "positive": "d: "}, show_progress_bar=False)
+    model = Prompted(protractor)
+    found.to_evaluator(**({"query_prompt": "Q: ", "corpus_prompt": "D: "} if by == "caller" else {}))(model)
+    expected = {"recipe": ("q: ", "d: "), "mine": ("q: ", "d: "), "caller": ("Q: ", "D: "), "nobody": (None, None)}[by]
+    assert set(model.seen) == {("query", expected[0], None), ("document", expected[1], None)}
+    with pytest.raises(TypeError, match="`queries` is this dataset's"):
+        found.to_evaluator(queries={})
+
+
 def test_what_evaluators_refuse():
     """Lists that do not fit, rows without negatives, pairs of which none is similar."""
     with pytest.raises(ValueError, match="Expected as many anchors"):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets.fingerprint import Hasher
 
 from st_hardneg import HardNegativeDataset, HardNegativeMiner, MiningConfig
@@ -228,3 +228,73 @@ def test_without_batched_it_says_so(bag_of_words, word_pairs):
         "negative_2": [],
         "negative_3": [],
     }
+
+
+def test_texts_that_a_person_has_excluded_stay_out(bag_of_words, word_pairs, tmp_path):
+    """Labels of a review hold for batches of a map as for the dataset."""
+    reviewed = HardNegativeDataset(word_pairs, CORPUS, num_negatives=2)
+    reviewed.mine(bag_of_words, show_progress_bar=False)
+    rows = [{**row, "label": "exclude"} for row in reviewed.to_review(str(tmp_path / "review.csv"), n=5)]
+    excluded = {(row["anchor"], row["text"]) for row in rows}
+    labelled = reviewed.with_labels(rows)
+    for config in (MiningConfig(num_negatives=20), MiningConfig(num_negatives=3, random_rate=1.0, shortfall="random")):
+        miner = HardNegativeMiner(bag_of_words, CORPUS, config, positives=labelled)
+        found = {
+            (row["anchor"], row[name]) for row in word_pairs.map(miner, batched=True) for name in miner.negative_names
+        }
+        assert len(found) > 20 and not found & excluded
+    without = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=20), positives=reviewed)
+    found = {
+        (row["anchor"], row[name]) for row in word_pairs.map(without, batched=True) for name in without.negative_names
+    }
+    assert excluded & found
+    assert Hasher.hash(without) != Hasher.hash(
+        HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=20), positives=labelled)
+    )
+
+
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+@pytest.mark.parametrize("labels", [[1, 0, 1], [True, False, True]])
+def test_labels_are_heeded_in_every_format(bag_of_words, form, labels):
+    """Arrays and tensors hold numbers, too: rows labelled 0 are no right answers."""
+    pairs = Dataset.from_dict({"q": CORPUS[:3], "p": CORPUS[3:6], "label": labels}).with_format(form)
+    miner = HardNegativeMiner(bag_of_words, CORPUS[6:], MiningConfig(num_negatives=1))
+    with pytest.raises(ValueError, match="labels 1 of 3 rows as wrong answers"):
+        pairs.map(miner, batched=True)
+    with pytest.raises(ValueError, match="labels 1 of 3 rows as wrong answers"):
+        list(pairs.with_format(None).to_iterable_dataset().map(miner, batched=True))
+
+
+def test_named_classes_mean_what_their_names_say(bag_of_words):
+    """Class 0 may be the right one; a stream, which hands out numbers only, is refused where that would be misread."""
+    features = Features(
+        {"q": Value("string"), "p": Value("string"), "label": ClassLabel(names=["duplicate", "not_duplicate"])}
+    )
+    columns = {"q": CORPUS[:3], "p": CORPUS[3:6]}
+    miner = HardNegativeMiner(bag_of_words, CORPUS[6:], MiningConfig(num_negatives=1))
+    right = Dataset.from_dict({**columns, "label": [0, 0, 0]}, features=features)
+    assert len(right.map(miner, batched=True)) == len(miner.map(right)) == 3
+    wrong = Dataset.from_dict({**columns, "label": [0, 1, 0]}, features=features)
+    for mined in (miner.map, lambda pairs: pairs.map(miner, batched=True)):
+        with pytest.raises(ValueError, match=r"labels 1 of 3 rows as wrong answers.*row\['label'\] in \[0\]"):
+            mined(wrong)
+    with pytest.raises(ValueError, match="a stream hands out their numbers only"):
+        miner.map(right.to_iterable_dataset())
+    plain = Dataset.from_dict({**columns, "label": [1, 1, 1]}).cast_column("label", ClassLabel(names=["no", "yes"]))
+    assert len(list(miner.map(plain.to_iterable_dataset()))) == 3
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow", "polars"])
+def test_tables_in_place_of_batches_are_refused_in_words(bag_of_words, word_pairs, form):
+    """They have no columns of lists that could be handed on."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1))
+    pytest.importorskip("polars") if form == "polars" else None
+    with pytest.raises(TypeError, match=r"Expected a batch of columns as lists, got .*with_format\(None\)"):
+        word_pairs.with_format(form).map(miner, batched=True)
+
+
+def test_several_datasets_are_mapped_one_by_one(bag_of_words, word_pairs):
+    """Each has features of its own."""
+    miner = HardNegativeMiner(bag_of_words, CORPUS, MiningConfig(num_negatives=1))
+    with pytest.raises(TypeError, match="got a DatasetDict"):
+        miner.map(DatasetDict({"train": word_pairs}))

@@ -68,6 +68,12 @@ def _csv_rows(path: str, text: str, delimiter: str = ",") -> Iterator[dict[str, 
         header = next(reader, [])
         if twice := [name for name in header if header.count(name) > 1]:
             raise ValueError(f"{path}, line 1: the column {twice[0]!r} is there twice.")
+        other = next((mark for mark in (";", "\t", ",", "|") if len(header) == 1 and mark in header[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"{path}, line 1: expected columns that are separated by {delimiter!r}, got {header[0]!r}, which has {other!r} "
+                "in it. Save the file as .csv with commas, or as .tsv with tabs."
+            )
         for fields in reader:
             if not fields:
                 continue

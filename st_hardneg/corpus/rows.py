@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from st_hardneg.corpus.labels import right_rows
 from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column
 
 WEIGHT_UNIT = 1_000_000
@@ -18,15 +18,6 @@ WEIGHT_UNIT = 1_000_000
 _MAX_WEIGHT = 1e6
 # Names that outputs, labels and the trainer use themselves.
 _RESERVED = {"label", "labels", "score", "scores", "return_loss", "dataset_name"}
-_LABELS = ("label", "labels", "is_duplicate", "is_relevant", "gold_label", "target")
-_GRADES = ("score", "scores", "relevance", "relevance_score", "grade", "rating", "similarity", "similarity_score")
-_RIGHT = ("1", "1.0", "true", "yes", "duplicate", "paraphrase", "entailment", "relevant", "equivalent", "positive")
-_WRONG = ("0", "0.0", "false", "no", "contradiction", "irrelevant", "different", "negative")
-_WORDS = {
-    **dict.fromkeys(_RIGHT, 1.0),
-    **dict.fromkeys(_WRONG, 0.0),
-    **{f"{no}{word}": 0.0 for no in ("not ", "not_", "not-", "non-", "non_") for word in _RIGHT},
-}
 _ASKS = re.compile(r"(query|question|anchor|claim|q|search|title|prompt|instruction)(_?text)?s?", re.IGNORECASE)
 _ANSWERS = re.compile(
     r"(answer|passage|document|doc|context|positive|response|abstract|body|paragraph|article|content)(_?text)?s?",
@@ -127,7 +118,7 @@ def read_rows(dataset: Any, anchor: str | None, positive: str | None, *, use_giv
     _check_dataset(dataset)
     is_by_place = anchor is None and positive is None and not {"anchor", "positive"} <= set(dataset.column_names)
     anchor, positive = column_names(dataset, anchor, positive)
-    label_name, is_right = _right_rows(dataset, use_given=use_given)
+    label_name, is_right = right_rows(dataset, (anchor, positive), use_given=use_given)
     wrong = None
     if is_right is not None and not is_right.all():
         wrong = dataset.select(np.flatnonzero(~is_right))
@@ -225,116 +216,6 @@ def _refuse_ids(dataset: Dataset, name: str, parameter: str) -> None:
             f"The column {name!r}, taken as {parameter}s by its place, looks like ids. Name the column of texts: "
             f"`{parameter}_column_name=...`. Columns are {dataset.column_names}."
         )
-
-
-def _right_rows(dataset: Dataset, *, use_given: bool) -> tuple[str | None, np.ndarray | None]:
-    """Return the column of labels, if there is one, and which rows it says are right answers.
-
-    Raises:
-        ValueError: If it says that some are wrong and these are not wanted, or does not say which are right.
-    """
-    for name in (*_LABELS, *_GRADES):
-        values = _numbers(dataset, name)
-        if values is None:
-            continue
-        if bool((~(values >= 0)).any()):
-            raise ValueError(
-                f"The column {name!r} has rows without a label (None, or below 0), so it does not say whether these are "
-                f"right answers. Filter them: `dataset.filter(lambda row: row[{name!r}] in (0, 1))`, for example."
-            )
-        is_right: np.ndarray = values > 0
-        if name in _GRADES and bool((values != np.rint(values)).any()):
-            other = values[values != np.rint(values)][0]
-            raise ValueError(
-                f"The column {name!r} holds fractions, such as {other:g}: how similar two texts are, not which rows are "
-                "right answers. Keep the rows that are similar enough, and remove the column: "
-                f"`dataset.filter(lambda row: row[{name!r}] >= ...).remove_columns({name!r})`."
-            )
-        if name in _LABELS and bool((is_right & (values != 1)).any()):
-            other = values[is_right & (values != 1)][0]
-            raise ValueError(
-                f"The column {name!r} holds other values than 0 and 1, such as {other:g}, so it does not say which rows "
-                "are right answers. Filter the rows, then remove the column with "
-                f"`dataset.remove_columns({name!r})`."
-            )
-        if not is_right.any():
-            raise ValueError(f"The column {name!r} labels all rows as wrong answers. Pass rows of right ones.")
-        if not is_right.all() and not use_given:
-            raise ValueError(
-                f"The column {name!r} labels {int((~is_right).sum()):,} of {len(values):,} rows as wrong answers, and a "
-                "HardNegativeDataset takes every row for a right one. Use them as negatives with "
-                '`sources={"dense": ..., "given": ...}`, or keep the right ones with '
-                f"`dataset.filter(lambda row: {_is_right(dataset, name)})`. If the column does not say which rows are "
-                f"right, remove it with `dataset.remove_columns({name!r})`."
-            )
-        return name, is_right
-    return None, None
-
-
-def _is_right(dataset: Dataset, name: str) -> str:
-    """Return the code that tells the right rows by their label: a number, the number of a class, or a word."""
-    feature = dataset.features[name]
-    if isinstance(feature, ClassLabel):
-        right = [number for number, word in enumerate(feature.names) if _WORDS.get(str(word).strip().lower())]
-        return f"row[{name!r}] in {right}"
-    if getattr(feature, "dtype", None) in TEXT_TYPES:
-        words = {text for texts in TextColumn(dataset, name).batches() for text in texts}
-        return f"row[{name!r}] in {sorted(word for word in words if _WORDS[str(word).strip().lower()])}"
-    return f"row[{name!r}] > 0"
-
-
-def _numbers(dataset: Dataset, name: str) -> np.ndarray | None:
-    """Return a column as float64 if there is one of numbers; NaN for None."""
-    if name not in dataset.column_names:
-        return None
-    kind = dataset.with_format(None).data.column(name).type
-    if isinstance(dataset.features[name], ClassLabel):
-        return _numbers_of_classes(dataset, name)
-    if getattr(dataset.features[name], "dtype", None) in TEXT_TYPES:
-        return _numbers_in_words(dataset, name)
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        return None
-    return np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
-
-
-def _numbers_of_classes(dataset: Dataset, name: str) -> np.ndarray:
-    """Return labels of named classes as float64: which of them is right says the name, and not the number.
-
-    Raises:
-        ValueError: If the names do not say it.
-    """
-    classes = [str(one).strip().lower() for one in dataset.features[name].names]
-    numbers = np.asarray(dataset.with_format(None)[name][:], dtype=np.float64)
-    present = {int(number) for number in np.unique(numbers[numbers >= 0])}
-    if unknown := [dataset.features[name].names[number] for number in sorted(present) if classes[number] not in _WORDS]:
-        raise ValueError(
-            f"The column {name!r} has classes of which it is not known whether they mean a right answer, such as "
-            f"{unknown[0]!r}. Keep the right rows and remove the column: "
-            f"`dataset.filter(lambda row: row[{name!r}] == ...).remove_columns({name!r})`."
-        )
-    values = np.full(len(numbers), np.nan)
-    for number in present:
-        values[numbers == number] = _WORDS[classes[number]]
-    return values
-
-
-def _numbers_in_words(dataset: Dataset, name: str) -> np.ndarray | None:
-    """Return labels that are written as words as float64, or None for a column of texts.
-
-    Raises:
-        ValueError: If a column of labels holds other words.
-    """
-    values = {str(text).strip().lower() for some in TextColumn(dataset, name).batches() for text in some}
-    if values <= set(_WORDS):
-        texts = (text for some in TextColumn(dataset, name).batches() for text in some)
-        return np.asarray([_WORDS[str(text).strip().lower()] for text in texts])
-    if name not in _LABELS:
-        return None
-    raise ValueError(
-        f"The column {name!r} holds other labels than 0 and 1, such as {sorted(values - set(_WORDS))[0]!r}, so it does "
-        "not say which rows are right answers. Filter the rows, then remove the column with "
-        f"`dataset.remove_columns({name!r})`."
-    )
 
 
 def _row_weights(dataset: Dataset) -> Ids:

@@ -58,6 +58,7 @@ class LiveNegatives:
         self.mining: Mining | None = None
         self.num_minings = 0
         self.encodings: Encodings | None = None
+        self.asked_encodings: Encodings | None = None
         self.rows: Ids | None = None
         self.view: LiveView | None = None
         self.epoch_topics: Tensor | None = None

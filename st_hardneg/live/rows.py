@@ -109,6 +109,10 @@ class LiveRows(TableBlock):
         self._was_copied = False
         self._schema = pa.schema([types[name] for name in names], metadata=metadata)
 
+    def stands_beside(self, name: str) -> bool:
+        """Tell whether a column of this name is there and is not the view's, such as one that ``map`` has written."""
+        return name in self._names and name not in self.live_names
+
     def _like(self, **changes: Any) -> LiveRows:
         state = {
             "view": self.view,

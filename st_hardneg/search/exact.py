@@ -63,6 +63,9 @@ class ExactSearcher:
         self._inverse_lengths = self._lengths() if self._is_cosine else None
         self._rounded: RoundedCorpus | None = None
         self._may_round = self._is_product and corpus_embeddings.dtype == torch.float32
+        # By kind of device: queries may be on another one than the corpus.
+        kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        self._rounding_devices = {kind for kind in kinds if self._may_round and computes_bfloat16(kind)}
 
     def _lengths(self) -> Tensor | None:
         """Return one over the length of each text's vector, or None where all of them are unit vectors."""
@@ -96,7 +99,7 @@ class ExactSearcher:
 
     def _rounded_for(self, queries: Tensor, k: int) -> RoundedCorpus | None:
         """Return what searches in bfloat16 first, where that may be a gain."""
-        if not self._may_round or queries.dtype != torch.float32 or not computes_bfloat16(queries.device.type):
+        if not self._may_round or queries.dtype != torch.float32 or queries.device.type not in self._rounding_devices:
             return None
         if self._rounded is None:
             self._rounded = RoundedCorpus(self._corpus, self._inverse_lengths, self.corpus_chunk_size)

@@ -215,7 +215,7 @@ class MiningCallback(ScheduledMining, TrainerCallback):
         log_first_histograms(self._targets, trainer, state.global_step)
         tell_card(kwargs.get("model"), self._targets, self._reported)
         warn_of_stale_hashes(args)
-        self._timing.say_when(self.mining_steps)
+        self._timing.say_when(self.mining_steps, self.mining_warmup_steps)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from st_hardneg import hosts
 from st_hardneg.live.dataset import live_views
 from st_hardneg.live.labeled import LabeledLists, LabeledPairs
+from st_hardneg.live.rows import LiveRows
 from st_hardneg.live.view import SCORES_COLUMN, LiveView
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,26 @@ def check_inputs(loss: Any, dataset: Any) -> None:
         own = loss.get(name) if isinstance(loss, Mapping) else loss
         for _, view in live_views(part):
             _check(own, view, getattr(part, "column_names", []))
+        _refuse_other_texts(part)
+
+
+def _refuse_other_texts(dataset: Any) -> None:
+    """Raise if the training reads other anchors or positives than those that refreshes mine for."""
+    for part in getattr(dataset, "datasets", [dataset]):
+        rows = getattr(part, "data", None)
+        if not isinstance(rows, LiveRows):
+            continue
+        changed = [name for name in (rows.view.anchor_name, rows.view.positive_name) if rows.stands_beside(name)]
+        transform = hosts.transform_of(part)
+        while isinstance(transform, partial):  # the trainer's own around it
+            transform = transform.keywords.get("transform")
+        if changed or transform is not None:
+            what = f"`map` has written {changed}" if changed else "a transform changes the rows"
+            raise ValueError(
+                f"The training would not read the texts that are mined for: {what} of the live view, and neither the "
+                "negatives nor the refreshes follow. Change the texts of the dataset and of the corpus before it is "
+                "wrapped, or use `prompts` of the training arguments for what stands in front of each text."
+            )
 
 
 def _is_hosts(loss: Any) -> bool:

@@ -100,14 +100,25 @@ class Timing:
         # Nothing is fetched ahead over the boundary of an epoch.
         return step + 1 if self.is_boundary(step) else first_step_seen(step, self.args)
 
-    def say_when(self, mining_steps: float) -> None:
+    def say_when(self, mining_steps: float, warmup_steps: int = 0) -> None:
         """Log when the first refresh will be seen, and warn if there will be none.
 
         Args:
             mining_steps: What the caller asked for.
+            warmup_steps: No refresh before this step.
         """
         every, args = self.refresh_every, self.args
+        if warmup_steps and warmup_steps >= self.max_steps:
+            logger.warning(
+                f"`mining_warmup_steps={warmup_steps}` is not below the {self.max_steps} steps of this training: nothing "
+                "will be refreshed. Lower it."
+            )
         if every is None:
+            if self.max_steps <= self.steps_per_epoch:
+                logger.warning(
+                    "`mining_strategy='epoch'` refreshes before every epoch but the first, and this training has only "
+                    "one: nothing will be refreshed. Train for more epochs, or set `mining_steps`."
+                )
             return
         logger.info(
             f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -342,3 +343,61 @@ def test_a_dataset_of_one_column_lacks_the_other():
     message = "Expected at least two columns, anchor and positive, got ['question']. Add the column of positives."
     with pytest.raises(ValueError, match=whole(message)):
         HardNegativeDataset(Dataset.from_dict({"question": ["a"]}))
+
+
+def wrapped(columns) -> HardNegativeDataset:
+    return HardNegativeDataset(Dataset.from_dict(columns))
+
+
+# --- labels under other names and in other forms ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["Label", "LABEL", "isDuplicate", "Is_Duplicate", "is_positive", "relevant", "match", "relevance_label"]
+)
+def test_labels_are_read_however_they_are_called(name):
+    """In whatever case, with underscores or without: rows labelled 0 are no right answers."""
+    with pytest.raises(ValueError, match=f"'{name}' labels 1 of 3 rows as wrong answers"):
+        wrapped({"a": ["a", "b", "c"], "b": ["d", "e", "f"], name: [1, 0, 1]})
+    assert f"labels '{name}'" in str(wrapped({"a": ["a", "b"], "b": ["d", "e"], name: [1, 1]})._wrapped.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("relevance", ["2", "0", "1"], "labels 1 of 3 rows as wrong"),
+        ("relevance", ["2.0", "0.0", "1"], "labels 1 of 3 rows as wrong"),
+        ("score", ["0.9", "0.05", "1"], "holds fractions, such as 0.9"),
+        ("score", ["1", "", "1"], "has rows without a label"),
+        ("label", ["1", "2", "1"], "holds other values than 0 and 1, such as 2"),
+        ("label", [Decimal("1"), Decimal("0"), Decimal("1")], "labels 1 of 3 rows as wrong"),
+        ("label", [[1], [0], [1]], "holds list<.*> in place of labels"),
+        ("is_duplicate", ["yes", "maybe", "no"], "holds other labels than 0 and 1, such as 'maybe'"),
+    ],
+)
+def test_labels_are_read_however_they_are_written(name, values, message):
+    """As the text of a CSV file, as decimals, or not at all: then it is said."""
+    with pytest.raises(ValueError, match=message):
+        wrapped({"a": ["a", "b", "c"], "b": ["d", "e", "f"], name: values})
+
+
+def test_columns_that_only_sound_like_labels_are_texts():
+    """A long text, or words in a column of grades, say nothing of right and wrong."""
+    rows = {
+        "a": ["a", "b"],
+        "b": ["c", "d"],
+        "match": ["a text that is longer than any label", "x"],
+        "score": ["hi", "lo"],
+    }
+    assert wrapped(rows)._wrapped.rows.unused == ("match", "score")
+
+
+def test_two_columns_of_labels_have_to_agree():
+    """Or one of them would be ignored; grades beside labels are scores of something."""
+    rows = {"a": ["a", "b"], "b": ["c", "d"], "label": [1, 1], "is_duplicate": [1, 0]}
+    with pytest.raises(ValueError, match="'is_duplicate' labels 1 of 2 rows as wrong"):
+        wrapped(rows)
+    config = MiningConfig(num_negatives=2, sources={"dense": 1, "given": 1})
+    with pytest.raises(ValueError, match="'label' and 'is_duplicate' do not agree"):
+        HardNegativeDataset(Dataset.from_dict(rows), config=config)
+    assert len(wrapped({**rows, "is_duplicate": [1, 1], "score": [0.3, 0.9]})) == 2

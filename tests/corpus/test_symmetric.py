@@ -116,3 +116,10 @@ def test_texts_of_no_pair_are_in_no_cluster():
     assert found.largest == 3 and set(found.of_texts[3:]) == {-1} and len(set(found.of_texts[:3])) == 1
     every = cluster_pairs(**given, symmetric=True)
     assert every.largest == 3 and every.of_texts[-1] == -1 and (every.of_texts[:-1] >= 0).all()
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, "auto"])
+def test_symmetric_is_yes_no_or_not_said(value):
+    """A word would count as yes."""
+    with pytest.raises(TypeError, match="Expected `symmetric` to be True, False or None"):
+        HardNegativeDataset(Dataset.from_dict({"a": ["a", "b"], "b": ["c", "d"]}), symmetric=value)

@@ -98,6 +98,32 @@ def test_a_view_without_live_negatives_is_refused(model, tmp_path, change):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda view: view.map(lambda row: {"anchor": "w1 " + row["anchor"]}), r"`map` has written \['anchor'\]"),
+        (lambda view: view.map(lambda row: {"positive": row["positive"].upper()}), r"`map` has written \['positive'\]"),
+        (
+            lambda view: view.with_transform(lambda rows: {**rows, "anchor": ["w1"] * len(rows["anchor"])}),
+            "a transform",
+        ),
+    ],
+)
+def test_texts_that_are_not_those_that_are_mined_for_are_refused(model, tmp_path, change, what):
+    """What `map` or a transform makes of the live texts would be trained, and refreshes would not know of it."""
+    hard_negatives = make_negatives()
+    hard_negatives.mine(model, show_progress_bar=False)
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=make_args(tmp_path),
+        train_dataset=change(hard_negatives.as_dataset()),
+        loss=MultipleNegativesRankingLoss(model),
+        callbacks=[MiningCallback(hard_negatives)],
+    )
+    with pytest.raises(ValueError, match=f"The training would not read the texts that are mined for: {what}"):
+        trainer.train()
+
+
 def test_a_live_evaluation_set_is_refused(tmp_path):
     """What is measured on it would change with every refresh; a frozen copy is fine."""
     model = runs.make_model()

@@ -73,3 +73,25 @@ def test_batches_of_a_resumed_run_that_were_fetched_before_the_refresh(mined_at,
     """So many batches are served from the negatives before the last refresh."""
     timing = Timing.of(arguments(accumulation, workers), 12, range(4 * accumulation), 3)
     assert timing.num_old_batches(mined_at, step) == old
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "warmup", "message"),
+    [
+        (10, None, 0, "`mining_strategy='epoch'` refreshes before every epoch but the first"),
+        (6, None, 0, "this training has only one"),
+        (11, None, 0, None),
+        (30, None, 30, "`mining_warmup_steps=30` is not below the 30 steps"),
+        (30, None, 29, None),
+        (30, 30, 0, "`mining_steps=30` is not below the 30 steps"),
+        (30, 29, 0, None),
+        (30, 5, 40, "`mining_warmup_steps=40` is not below the 30 steps"),
+    ],
+)
+def test_a_training_in_which_nothing_will_be_refreshed_is_warned_of(caplog, max_steps, every, warmup, message):
+    """One epoch, fewer steps than one refresh takes, or a warm-up that outlasts the training."""
+    timing = Timing.of(arguments(), max_steps, range(10), every)
+    timing.say_when(every or 500, warmup)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (message is not None)
+    assert all(message in warning and "refreshed" in warning for warning in warnings)
