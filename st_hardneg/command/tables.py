@@ -71,8 +71,8 @@ def _csv_rows(path: str, text: str, delimiter: str = ",") -> Iterator[dict[str, 
         other = next((mark for mark in (";", "\t", ",", "|") if len(header) == 1 and mark in header[0]), None)
         if other is not None:
             raise ValueError(
-                f"{path}, line 1: expected columns that are separated by {delimiter!r}, got {header[0]!r}, which has {other!r} "
-                "in it. Save the file as .csv with commas, or as .tsv with tabs."
+                f"{path}, line 1: expected columns that are separated by {delimiter!r}, got {header[0]!r} with "
+                f"{other!r} in it. Save the file as .csv with commas, or as .tsv with tabs."
             )
         for fields in reader:
             if not fields:

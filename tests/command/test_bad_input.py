@@ -202,3 +202,21 @@ def test_pairs_without_a_second_column(place, capsys):
     before = state(place)
     assert "Expected at least two columns" in error_of(capsys, "mine", "pairs.csv", "--model", "model")
     assert state(place) == before
+
+
+@pytest.mark.parametrize(
+    ("header", "mark"), [("anchor;positive", "';'"), ("anchor\tpositive", r"'\t'"), ("anchor|positive", "'|'")]
+)
+def test_columns_that_are_separated_otherwise(place, capsys, header, mark):
+    """A spreadsheet in another language writes semicolons."""
+    Path("other.csv").write_text(f"{header}\nw1{header[6]}w2\n", encoding="utf-8")
+    said = error_of(capsys, "mine", "other.csv", "--model", "model", "--output", "mined")
+    assert "line 1: expected columns that are separated by ','" in said and f"with {mark} in it" in said
+
+
+def test_grades_in_a_file_are_read(place, capsys):
+    """Every column of a CSV file is text; a row of relevance 0 is no right answer all the same."""
+    rows = "".join(f"{anchor},{positive},{number % 3}\n" for number, (anchor, positive) in enumerate(ROWS))
+    Path("graded.csv").write_text("anchor,positive,relevance\n" + rows, encoding="utf-8")
+    said = error_of(capsys, "mine", "graded.csv", "--model", "model", "--output", "mined")
+    assert "The column 'relevance' labels" in said
