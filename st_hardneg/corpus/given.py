@@ -14,19 +14,8 @@ from datasets import Dataset
 
 from st_hardneg.corpus.texts import TEXT_TYPES, Ids, TextColumn, check_text_column, dataset_of
 
-ID_COLUMNS = (
-    "_id",
-    "id",
-    "ID",
-    "corpus-id",
-    "corpus_id",
-    "docid",
-    "doc_id",
-    "docno",
-    "document_id",
-    "pid",
-    "passage_id",
-)
+# Not "doc_id" and "document_id": the passages of one document share it.
+ID_COLUMNS = ("_id", "id", "ID", "corpus-id", "corpus_id", "docid", "docno", "pid", "passage_id")
 """Names of columns that hold a corpus's own ids."""
 
 # What people put between title and text; a line break counts as a space.

@@ -38,12 +38,12 @@ _WORDS = {
 def right_rows(dataset: Dataset, apart: tuple[str, str], *, use_given: bool) -> tuple[str | None, np.ndarray | None]:
     """Return the column of labels, the first if there are several, and which rows it says are right answers.
 
+    Where there are labels, grades are not read: they may be scores of something else.
+
     Args:
         dataset: The dataset.
         apart: The columns of anchors and positives, whatever they are called.
         use_given: Whether wrong answers are wanted, too.
-
-    Where there are labels, grades are not read: they may be scores of something else.
 
     Raises:
         ValueError: If it says that some are wrong and these are not wanted, or does not say which are right.
