@@ -37,7 +37,7 @@ TESTS = {
     "corpus.known": ["tests/corpus/test_known.py"],
     "corpus.rows": ["tests/corpus/test_rows.py", "tests/test_dataset.py"],
     "corpus.labels": ["tests/corpus/test_rows.py", "tests/test_mapping.py"],
-    "corpus.batches": ["tests/test_mapping.py"],
+    "corpus.batches": ["tests/corpus/test_batches.py"],
     "corpus.given": ["tests/corpus/test_given.py", "tests/test_dataset.py"],
     "corpus.symmetric": ["tests/corpus/test_symmetric.py"],
     "corpus.digests": ["tests/corpus/test_digests.py"],
