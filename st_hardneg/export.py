@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -155,7 +156,7 @@ class MinedDataset:
             NotMinedError: If nothing was mined yet.
             MiningError: If the recipe compares no candidates with positives, or was read from files without them.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
             raise ValueError(f"Expected `n` to be a whole number from 1 up, got {n!r}.")
         found, pairs, texts = self._mined("suspects()").suspects, self._wrapped.pairs, self.corpus.texts
         if found is None:

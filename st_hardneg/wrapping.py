@@ -185,6 +185,8 @@ def wrap(
     recipe = checked_config(config, fields)
     is_open = config is None and "num_negatives" not in fields
     named = name_sources(sources, recipe, checked_synthetic, is_number_open=is_open)
+    if symmetric is not None and not isinstance(symmetric, bool):
+        raise TypeError(f"Expected `symmetric` to be True, False or None, got {symmetric!r}.")
     rows = read_rows(dataset, anchor_column_name, positive_column_name, use_given=named.uses_given)
     helping = helpers.arguments_of_task()
     if helpers.num_topics is not None:  # before texts are written, which may take long
@@ -196,8 +198,6 @@ def wrap(
         metadata_filter=metadata_filter,
     )
     numbered = number_texts(rows.positives, corpus, identity=named.config.identity, additions=additions)
-    if symmetric is not None and not isinstance(symmetric, bool):
-        raise TypeError(f"Expected `symmetric` to be True, False or None, got {symmetric!r}.")
     pairs = pair_up(rows.anchors, numbered, symmetric=symmetric, given_anchors=[anchors for anchors, _ in given])
     share(numbered.corpus)
     columns = (rows.anchor_name, rows.positive_name)

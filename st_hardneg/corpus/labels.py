@@ -17,11 +17,11 @@ from st_hardneg.corpus.texts import TEXT_TYPES, TextColumn
 # Without regard to case and underscores.
 _LABELS = {
     *("label", "labels", "goldlabel", "target", "isduplicate", "isrelevant", "ispositive", "ismatch", "issimilar"),
-    *("isparaphrase", "iscorrect", "duplicate", "relevant", "match", "relevancelabel", "binarylabel"),
+    *("isparaphrase", "iscorrect", "duplicate", "relevant", "match", "binarylabel"),
 }
 _GRADES = {
     *("score", "scores", "relevance", "relevancescore", "relevancegrade", "grade", "rating", "similarity"),
-    "similarityscore",
+    *("similarityscore", "relevancelabel"),
 }
 _MAY_BE_TEXTS = {"duplicate", "relevant", "match", "target"}
 _LONGEST_LABEL = 30

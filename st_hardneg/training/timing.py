@@ -108,28 +108,34 @@ class Timing:
             warmup_steps: No refresh before this step.
         """
         every, args = self.refresh_every, self.args
-        if warmup_steps and warmup_steps >= self.max_steps:
-            logger.warning(
-                f"`mining_warmup_steps={warmup_steps}` is not below the {self.max_steps} steps of this training: nothing "
-                "will be refreshed. Lower it."
+        if every is not None:
+            logger.info(
+                f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "
+                f"{args.gradient_accumulation_steps} gradient accumulation steps, negatives mined at step {every} fill "
+                f"whole batches from step {self.first_step_seen(every)} on."
             )
-        if every is None:
-            if self.max_steps <= self.steps_per_epoch:
-                logger.warning(
-                    "`mining_strategy='epoch'` refreshes before every epoch but the first, and this training has only "
-                    "one: nothing will be refreshed. Train for more epochs, or set `mining_steps`."
-                )
+        if self._refreshes(warmup_steps):
             return
-        logger.info(
-            f"Mining every {every} steps. With {args.dataloader_num_workers} dataloader workers and "
-            f"{args.gradient_accumulation_steps} gradient accumulation steps, negatives mined at step {every} fill "
-            f"whole batches from step {self.first_step_seen(every)} on."
-        )
-        if every >= self.max_steps:
+        if self._refreshes():
+            logger.warning(
+                f"`mining_warmup_steps={warmup_steps}` leaves no refresh in the {self.max_steps} steps of this training: "
+                "nothing will be refreshed. Lower it."
+            )
+        elif every is None:
+            logger.warning(
+                "`mining_strategy='epoch'` refreshes before every epoch but the first, and this training has only one: "
+                "nothing will be refreshed. Train for more epochs, or set `mining_steps`."
+            )
+        else:
             logger.warning(
                 f"`mining_steps={mining_steps}` is not below the {self.max_steps} steps of this training: nothing will be "
                 "refreshed. Lower `mining_steps`."
             )
+
+    def _refreshes(self, warmup_steps: int = 0) -> bool:
+        """Tell whether a refresh is due anywhere between this step and the last, after which there is none."""
+        is_due = self.is_boundary if self.refresh_every is None else self.is_due
+        return any(is_due(step) for step in range(max(1, warmup_steps), self.max_steps))
 
     def num_old_batches(self, mined_at: int | None, step: int) -> int:
         """Return how many batches after a checkpoint were fetched before the last refresh.

@@ -231,6 +231,7 @@ def test_what_is_no_corpus_is_refused(corpus, error, message):
         ({"id": ["7"], "body": ["x"], "year": [1]}, "body", "id"),
         ({"title": ["t"], "text": ["x"]}, "text", None),
         ({"title": ["t"], "answer": ["x"], "docid": ["7"]}, "answer", "docid"),
+        *(({"text": ["x"], name: ["7"]}, "text", name) for name in ("ID", "docno", "pid", "passage_id")),
         ({"_id": ["7"], "id": ["8"], "text": ["x"], "answer": ["y"]}, "text", "_id"),
     ],
 )
