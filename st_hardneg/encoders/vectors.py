@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -20,6 +21,7 @@ from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.protocol import Encoder
 from st_hardneg.encoders.room import fits, refuse, say_how_long
 from st_hardneg.encoders.rows import Rows, concatenated
+from st_hardneg.encoders.sampled import sampled_products
 from st_hardneg.encoders.shared import searched_vectors
 
 # Pairs are compared in blocks of at most this many floats: what fits a CPU's cache (4 MB) takes a tenth of the time.
@@ -27,6 +29,9 @@ _MAX_FLOATS = {"cpu": 1_000_000}
 _MAX_FLOATS_ELSEWHERE = 64_000_000
 _BLOCK = 16_384
 _SAMPLE = 500
+# One product of all with all is worth it up to so many times the pairs that are asked for: where pairs are read where
+# they are, and where their rows are gathered.
+_WORTH_A_PRODUCT, _WORTH_A_PRODUCT_GATHERED = 12, 200
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,37 @@ class Vectors:
 
     def similarity_among_texts(self, one_each: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
-        return self._compare(self._of_texts(one_each), corpus_ids)
+        ours, rows = self._of_texts(one_each), self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0)
+        texts = self._readable_in_place
+        if texts is None or bool((rows >= len(texts)).any()):
+            return self._compare(ours, corpus_ids)
+        found = sampled_products(ours, texts, rows)
+        if self.similarity == "cosine":
+            found = found / (_norms(ours)[:, None] * self._searched_norms[rows])
+        return found.float().masked_fill_(corpus_ids < 0, -torch.inf)
+
+    @property
+    def worth_a_product(self) -> int:
+        """Up to how many times the pairs that are asked for one product of all texts with all is as fast."""
+        own: int | None = getattr(self.queries, "worth_a_product", None)
+        if own is not None:
+            return own
+        return _WORTH_A_PRODUCT_GATHERED if self._readable_in_place is None else _WORTH_A_PRODUCT
+
+    @property
+    def _readable_in_place(self) -> Tensor | None:
+        """The searched texts, where torch can compare some of their rows without a copy; else None."""
+        texts = self.searched
+        if not (isinstance(texts, Tensor) and isinstance(self.others, Tensor)) or self.score_function is not None:
+            return None
+        is_plain = texts.layout == torch.strided and texts.device.type == "cpu" and texts.is_contiguous()
+        is_exact = texts.dtype == self.others.dtype and texts.dtype in (torch.float32, torch.float64)
+        is_product = self.similarity in ("cosine", "dot")
+        return texts if len(texts) and is_plain and is_exact and is_product else None
+
+    @cached_property
+    def _searched_norms(self) -> Tensor:
+        return torch.cat([_norms(block) for block in self.searched.split(_BLOCK)])
 
     def similarity_of_all(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the similarity of every text of one list with every one of another.
@@ -102,7 +137,8 @@ class Vectors:
         """
         function = self.score_function or SimilarityFunction.to_similarity_fn(self.similarity)
         similarity = function(self._of_texts(left), self._of_texts(right)).float().cpu()
-        return similarity.masked_fill_(right < 0, -torch.inf)
+        similarity[:, right < 0] = -torch.inf
+        return similarity
 
     def chance(self, vectors: Any) -> Tensor:
         """Return the mean similarity of some vectors, of shape ``(m, dim)``, and the searched texts, of shape ``(m,)``.
@@ -176,6 +212,11 @@ class Vectors:
                 ours = ours.to(others.device)
             similarity[start : start + step] = self.pairwise(ours, others).float().cpu().view(block.shape)
         return similarity.masked_fill_(corpus_ids < 0, -torch.inf)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Return lengths of shape ``(m,)``, as ``normalize`` has them: no vector is shorter than 1e-12."""
+    return torch.linalg.vector_norm(vectors, dim=1).clamp(min=1e-12)
 
 
 def embed(

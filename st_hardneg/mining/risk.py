@@ -60,17 +60,6 @@ class Suspects:
         return Suspects(*(values[order] for values in both))
 
 
-def shared_grams(text: str, other: str) -> float:
-    """Return how much two texts share, from 0 to 1: the Jaccard index of their sets of three characters.
-
-    Example:
-        >>> shared_grams("Aspirin reduces fever", "aspirin  reduces fever") > 0.9
-        True
-    """
-    ours, theirs = _grams(text), _grams(other)
-    return len(ours & theirs) / max(1, len(ours | theirs))
-
-
 def shared_words(text: str, other: str) -> float:
     """Return how much two texts share, from 0 to 1: the Jaccard index of their words.
 
@@ -83,6 +72,7 @@ def shared_words(text: str, other: str) -> float:
 
 
 def _grams(text: str) -> set[str]:
+    """Return what a text is made of: all that stands three characters in a row, however it is spelled."""
     plain = " ".join(text.casefold().split())
     return {plain[place : place + 3] for place in range(max(1, len(plain) - 2))}
 
@@ -94,7 +84,12 @@ def most_doubtful(suspects: Sequence[tuple[str, list[str], str, float]], number:
         suspects: Query, positives, text and closeness of each.
         number: How many are wanted.
     """
-    shares = [max(shared_grams(text, positive) for positive in positives) for _, positives, text, _ in suspects]
+    grams = {text: _grams(text) for _, positives, one, _ in suspects for text in (one, *positives)}
+
+    def shared(text: str, other: str) -> float:  # the Jaccard index
+        return len(grams[text] & grams[other]) / max(1, len(grams[text] | grams[other]))
+
+    shares = [max(shared(text, positive) for positive in positives) for _, positives, text, _ in suspects]
     # Words and vectors: near-copies share both.
     doubt = [share + closeness for share, (_, _, _, closeness) in zip(shares, suspects, strict=True)]
     return sorted(range(len(suspects)), key=lambda place: -doubt[place])[:number]

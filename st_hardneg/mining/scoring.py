@@ -14,9 +14,7 @@ from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.encoders.vectors import Vectors
 from st_hardneg.mining.rescoring import PairScores
 
-# One product of all with all is worth it up to so many times the pairs that are asked for.
-_WORTH_A_PRODUCT = 200
-# A block of such a product holds at most this many floats (64 MB).
+# A block of a product of all texts with all holds at most this many floats (64 MB).
 _MAX_FLOATS = 16_000_000
 
 
@@ -195,25 +193,23 @@ class Scoring:
         counts = offsets[groups + 1] - offsets[groups]
         texts, place = found.corpus_ids.unique(return_inverse=True)
         num_pairs = int(counts[group_of_row].sum()) * found.corpus_ids.shape[1]
-        # What has its products otherwise than by one of matrices says itself when all with all is worth it.
-        worth = getattr(self.vectors.queries, "worth_a_product", _WORTH_A_PRODUCT)
-        if int(counts.sum()) * len(texts) > worth * num_pairs:
+        if int(counts.sum()) * len(texts) > self.vectors.worth_a_product * num_pairs:
             return self._pair_by_pair(found, offsets[groups][group_of_row], counts[group_of_row])
-        # All positives of these groups, one group after the other.
-        positives = torch.arange(int(counts.sum())) + (offsets[groups] - (counts.cumsum(0) - counts)).repeat_interleave(
-            counts
-        )
-        nearest, closest = torch.empty((2, len(groups), len(texts)))
-        step = max(1, _MAX_FLOATS // max(1, len(positives)))
+        # All positives of these groups, one group after the other. Thousands of spellings of one query are one group, so
+        # that their thousands of positives are looked at once.
+        first = counts.cumsum(0) - counts
+        positives = torch.arange(int(counts.sum())) + (offsets[groups] - first).repeat_interleave(counts)
         ids, chance = torch.from_numpy(self.pairs.positive_ids)[positives], self._chance_of_positives[positives]
-        for first in range(0, len(texts), step):
-            columns = slice(first, first + step)
-            similarity = self.vectors.similarity_of_all(ids, texts[columns])
-            nearest[:, columns] = _highest(similarity, counts)
-            closest[:, columns] = _highest(similarity - chance[:, None], counts)
-        # Thousands of spellings of one query are one group, so that their thousands of positives are looked at once.
-        where = group_of_row[:, None] * len(texts) + place
-        return nearest.take(where), closest.take(where)
+        nearest, closest = torch.empty((2, *place.shape))
+        step = max(1, _MAX_FLOATS // max(1, len(positives)))
+        for start in range(0, len(texts), step):
+            similarity = self.vectors.similarity_of_all(ids, texts[start : start + step])
+            rows, columns = ((place >= start) & (place < start + step)).nonzero(as_tuple=True)
+            of_groups = _OfGroups(similarity, chance, first, counts)
+            nearest[rows, columns], closest[rows, columns] = of_groups.at(
+                group_of_row[rows], place[rows, columns] - start
+            )
+        return nearest, closest
 
     def _pair_by_pair(self, found: Candidates, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Compare each query's candidates with its own positives, of which ``count`` start at ``first``."""
@@ -229,13 +225,40 @@ class Scoring:
         return nearest, closest
 
 
-def _highest(values: Tensor, counts: Tensor) -> Tensor:
-    """Return the highest of so many rows each, of shape ``(len(counts), c)``; ``segment_reduce`` is five times slower."""
-    if len(counts) == len(values):
-        return values
-    first = counts.cumsum(0) - counts
-    highest = values[first]
-    # Most have one row, and cost no more than the copy.
-    for place in (counts > 1).nonzero().flatten().tolist():
-        torch.amax(values[first[place] : first[place] + counts[place]], dim=0, out=highest[place])
-    return highest
+class _OfGroups:
+    """Similarities of groups of positives, one after the other, and of texts.
+
+    Args:
+        similarity: float32 of shape ``(p, c)``.
+        chance: float32 of shape ``(p,)``: what each positive's similarities are counted from.
+        first: int64 of shape ``(g,)``: the first positive of each group.
+        counts: int64 of shape ``(g,)``: how many it has.
+    """
+
+    def __init__(self, similarity: Tensor, chance: Tensor, first: Tensor, counts: Tensor) -> None:
+        self._similarity, self._chance, self._first, self._counts = similarity, chance, first, counts
+
+    def at(self, groups: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the highest of each group, plainly and above chance; all of shape ``(m,)``.
+
+        Most groups have one positive, whose entries are read where they are: no copy of the whole product.
+        """
+        rows = self._first[groups]
+        nearest = self._similarity[rows, columns]
+        closest = nearest - self._chance[rows]
+        has_several = self._counts > 1
+        places = has_several[groups].nonzero().flatten()
+        if len(places):
+            number, columns = (has_several.cumsum(0) - 1)[groups[places]], columns[places]
+            highest, above_chance = self._of_several(has_several.nonzero().flatten())
+            nearest[places], closest[places] = highest[number, columns], above_chance[number, columns]
+        return nearest, closest
+
+    def _of_several(self, groups: Tensor) -> Tensor:
+        """Return the highest of groups of several, plainly and above chance, float32 of shape ``(2, m, c)``."""
+        highest = torch.empty((2, len(groups), self._similarity.shape[1]))
+        for number, group in enumerate(groups.tolist()):
+            own = slice(int(self._first[group]), int(self._first[group] + self._counts[group]))
+            torch.amax(self._similarity[own], dim=0, out=highest[0, number])
+            torch.amax(self._similarity[own] - self._chance[own, None], dim=0, out=highest[1, number])
+        return highest
