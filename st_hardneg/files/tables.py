@@ -154,6 +154,8 @@ class TableReader:
             if chunk.null_count and not column.names:
                 raise damaged(self.folder, f"{name!r} holds rows without a value")
             parts.append(chunk)
+        if len(parts) == 1:  # no copy
+            return parts[0]
         return pa.concat_arrays(parts) if parts else pa.array([], column.value_type)
 
     def _numbers(self, flat: pa.Array, column: FileColumn) -> Any:
