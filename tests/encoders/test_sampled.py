@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sentence_transformers import SimilarityFunction
 
 from st_hardneg.encoders.sampled import sampled_products
+from st_hardneg.encoders.vectors import Vectors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -23,3 +25,25 @@ def test_the_layout_which_is_a_beta_in_torch_warns_nobody():
     """Warnings are errors here."""
     found = sampled_products(torch.eye(3), torch.eye(3), torch.tensor([[0, 2], [1, 1], [2, 0]]))
     assert found.tolist() == [[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_texts_are_compared_as_the_models_function_does(similarity, dtype):
+    """Of any length, also none; those that are not searched stand in another matrix."""
+    noise = torch.Generator().manual_seed(1)
+    matrix = torch.randn(12, 7, generator=noise) * torch.rand(12, 1, generator=noise) * 9
+    matrix[3] = 0.0
+    matrix = matrix.to(dtype)
+    pairwise = SimilarityFunction.to_similarity_pairwise_fn(similarity)
+    vectors = Vectors(matrix[:2], matrix[:9], matrix[9:], torch.arange(12), pairwise, similarity)
+    assert vectors.worth_a_product == (200 if dtype is torch.bfloat16 else 12)
+    ours = torch.tensor([0, 11, 3, 5])
+    for highest in (9, 12):  # without those that are not searched, and with them
+        ids = torch.randint(-1, highest, (4, 6), generator=noise)
+        found = vectors.similarity_among_texts(ours, ids)
+        for row, one in enumerate(ours.tolist()):
+            for place, other in enumerate(ids[row].tolist()):
+                expected = -torch.inf if other < 0 else float(pairwise(matrix[[one]], matrix[[other]]))
+                tolerance = 0.05 if dtype is torch.bfloat16 else 1e-5
+                assert float(found[row, place]) == pytest.approx(expected, abs=tolerance, rel=tolerance)
