@@ -93,33 +93,40 @@ class Vectors:
 
     def similarity_among_texts(self, one_each: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
-        ours, rows = self._of_texts(one_each), self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0)
-        texts = self._readable_in_place
-        if texts is None or bool((rows >= len(texts)).any()):
+        ours, texts = self._of_texts(one_each), self._readable_in_place(corpus_ids)
+        if texts is None:
             return self._compare(ours, corpus_ids)
+        rows = self._rows_of(corpus_ids)
         found = sampled_products(ours, texts, rows)
         if self.similarity == "cosine":
             found = found / (_norms(ours)[:, None] * self._searched_norms[rows])
         return found.float().masked_fill_(corpus_ids < 0, -torch.inf)
 
-    @property
-    def worth_a_product(self) -> int:
-        """Up to how many times the pairs that are asked for one product of all texts with all is as fast."""
+    def worth_a_product(self, corpus_ids: Tensor) -> int:
+        """Return up to how many times the pairs that are asked for one product of all texts with all is as fast.
+
+        Args:
+            corpus_ids: The texts that are asked for; -1 for none.
+        """
         own: int | None = getattr(self.queries, "worth_a_product", None)
         if own is not None:
             return own
-        return _WORTH_A_PRODUCT_GATHERED if self._readable_in_place is None else _WORTH_A_PRODUCT
+        return _WORTH_A_PRODUCT_GATHERED if self._readable_in_place(corpus_ids) is None else _WORTH_A_PRODUCT
 
-    @property
-    def _readable_in_place(self) -> Tensor | None:
-        """The searched texts, where torch can compare some of their rows without a copy; else None."""
+    def _rows_of(self, corpus_ids: Tensor) -> Tensor:
+        return self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0)
+
+    def _readable_in_place(self, corpus_ids: Tensor) -> Tensor | None:
+        """Return the searched texts, where torch can compare these of them without a copy; else None."""
         texts = self.searched
         if not (isinstance(texts, Tensor) and isinstance(self.others, Tensor)) or self.score_function is not None:
             return None
         is_plain = texts.layout == torch.strided and texts.device.type == "cpu" and texts.is_contiguous()
         is_exact = texts.dtype == self.others.dtype and texts.dtype in (torch.float32, torch.float64)
         is_product = self.similarity in ("cosine", "dot")
-        return texts if len(texts) and is_plain and is_exact and is_product else None
+        if not (len(texts) and is_plain and is_exact and is_product):
+            return None
+        return None if bool((self._rows_of(corpus_ids) >= len(texts)).any()) else texts
 
     @cached_property
     def _searched_norms(self) -> Tensor:
@@ -180,7 +187,7 @@ class Vectors:
         return matrix
 
     def _of_texts(self, corpus_ids: Tensor) -> Any:
-        return self._at(self.corpus_row[corpus_ids.clamp(min=0)].clamp(min=0))
+        return self._at(self._rows_of(corpus_ids))
 
     def _at(self, rows: Tensor) -> Any:
         rows, num_searched = rows.to(self.searched.device), len(self.searched)

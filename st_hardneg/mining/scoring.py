@@ -193,7 +193,7 @@ class Scoring:
         counts = offsets[groups + 1] - offsets[groups]
         texts, place = found.corpus_ids.unique(return_inverse=True)
         num_pairs = int(counts[group_of_row].sum()) * found.corpus_ids.shape[1]
-        if int(counts.sum()) * len(texts) > self.vectors.worth_a_product * num_pairs:
+        if int(counts.sum()) * len(texts) > self.vectors.worth_a_product(found.corpus_ids) * num_pairs:
             return self._pair_by_pair(found, offsets[groups][group_of_row], counts[group_of_row])
         # All positives of these groups, one group after the other. Thousands of spellings of one query are one group, so
         # that their thousands of positives are looked at once.

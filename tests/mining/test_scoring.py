@@ -28,7 +28,7 @@ def test_queries_that_are_the_same_text_share_their_lowest_positive():
 @pytest.mark.parametrize("most_floats", [64, 16_000_000])
 def test_closeness_to_positives_equals_a_loop(similarity, worth, most_floats, monkeypatch):
     """One product, blocks of one, or pair by pair: the nearest positive of each query, by similarity and above chance."""
-    monkeypatch.setattr(Vectors, "worth_a_product", worth)
+    monkeypatch.setattr(Vectors, "worth_a_product", lambda *_: worth)
     monkeypatch.setattr(scoring_module, "_MAX_FLOATS", most_floats)
     model = Model(by_seed(3), similarity)
     # Distances by a product, as torch has them, are rough near 0.
