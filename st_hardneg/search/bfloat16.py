@@ -64,12 +64,12 @@ class RoundedCorpus:
             first: The row of the first of them.
 
         Returns:
-            bfloat16 of shape ``(q, c)``.
+            bfloat16 of shape ``(c, q)``.
         """
         with _sums_in_float32(queries.device.type):
-            scores = queries @ block.bfloat16().to(queries.device).T
+            scores = block.bfloat16().to(queries.device) @ queries.T
         if self._inverse_lengths is not None:
-            scores *= self._inverse_lengths[first : first + len(block)].to(scores.device, scores.dtype)
+            scores *= self._inverse_lengths[first : first + len(block), None].to(scores.device, scores.dtype)
         return scores
 
     def exact_scores(self, queries: Tensor, ids: Tensor) -> Tensor:

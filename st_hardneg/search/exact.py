@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from sentence_transformers import SimilarityFunction
 from torch import Tensor
 
 from st_hardneg.hosts import computes_bfloat16
 from st_hardneg.search.bfloat16 import RoundedCorpus
+from st_hardneg.search.highest import GROUP, Highest
 
-# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, what fits its cache.
+# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, half of it.
 _MAX_FLOATS = 32_000_000
-_CACHED_FLOATS = 8_000_000
+_CPU_FLOATS = 8_388_608
+# Floats of a cache line.
+_LINE = 16
 # Queries that are compared with a block at once on a CPU.
 _QUERIES = 1_024
-# Scores of so many texts are looked at together for the highest, where that leaves out most of them.
-_GROUP = 16
 _UNIT = 1e-6
 # If for a larger share of queries the nearest cannot be proven from scores in bfloat16, none are computed any more.
 _UNPROVEN = 0.25
@@ -84,7 +86,7 @@ class ExactSearcher:
         rounded = self._rounded_for(query_embeddings, k)
         width_for = k if rounded is None else rounded.num_candidates(k)
         step, width = self._block_shape(num_queries, width_for, query_embeddings.device.type == "cpu")
-        scratch = query_embeddings.new_empty(min(step, num_queries) * width) if self._is_product else None
+        scratch = self._scratch(query_embeddings[:step], width)
         with torch.no_grad():
             for start in range(0, num_queries, step):
                 queries = query_embeddings[start : start + step]
@@ -110,18 +112,28 @@ class ExactSearcher:
         width = max(1, min(self.corpus_chunk_size, len(self._corpus)))
         step = max(1, _MAX_FLOATS // width)
         if on_cpu and self._is_product:
-            # Blocks that stay in the cache until the highest are taken out, and memory that is used again: to be given
-            # 100 MB anew takes half as long as to multiply. Of few texts it takes longer to find the highest.
-            step = min(step, _QUERIES)
-            fitting = max(_CACHED_FLOATS // max(1, min(step, num_queries)), 2 * _GROUP * k)
-            width = min(width, -(-fitting // _GROUP) * _GROUP)
+            # Of few texts it takes longer to find the highest.
+            fitting = max(_CPU_FLOATS // max(1, min(_QUERIES, num_queries)), 4 * GROUP * k)
+            width = min(width, -(-fitting // GROUP) * GROUP)
+            step = max(1, min(_QUERIES, _MAX_FLOATS // width))
         return step, width
+
+    def _scratch(self, queries: Tensor, width: int) -> Tensor | None:
+        """Return memory for the scores of a block on a CPU, which is used again: to be given it anew takes long."""
+        if not self._is_product or queries.device.type != "cpu":
+            return None
+        size = (len(queries) + -len(queries) % _LINE) * width
+        if self._is_cosine or queries.dtype == torch.float32:
+            # NumPy asks for large pages, which torch does not; products are slow where rows do not begin at a cache line.
+            memory = np.empty(size + _LINE, dtype=np.float32)
+            return torch.from_numpy(memory[-memory.ctypes.data % (4 * _LINE) // 4 :][:size])
+        return queries.new_empty(size)
 
     def _nearest_by_rounding(
         self, rounded: RoundedCorpus, queries: Tensor, k: int, width: int, scratch: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         halved = queries.bfloat16()
-        near = self._highest_of(queries, rounded.num_candidates(k), width, partial(rounded.scores, halved))
+        near = self._highest_of(rounded.num_candidates(k), width, partial(rounded.scores, halved))
         ids, best, is_proven = rounded.nearest(queries, *near, k)
         rest = (~is_proven).nonzero().flatten()
         self._may_round = len(rest) <= _UNPROVEN * len(queries)
@@ -131,73 +143,29 @@ class ExactSearcher:
         return ids, best
 
     def _nearest(self, queries: Tensor, k: int, width: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
-        ids, best = self._highest_of(queries, k, width, partial(self._scores, queries, scratch=scratch))
+        ids, best = self._highest_of(k, width, partial(self._scores, queries, scratch=scratch))
         return ids.cpu(), best.cpu()
 
-    def _highest_of(
-        self, queries: Tensor, k: int, width: int, scores_of: Callable[[Tensor, int], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _highest_of(self, k: int, width: int, scores_of: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
         """Return the ``k`` texts with the highest scores, which are computed of a block of texts and its first row."""
-        best = best_ids = None
+        highest = Highest(k)
         for first in range(0, len(self._corpus), width):
-            scores = scores_of(self._corpus[first : first + width], first)
-            if best is None or best_ids is None:
-                best, best_ids = _highest(scores, min(k, scores.shape[1]))
-                best_ids += first
-                continue
-            floor = best[:, -1:] if best.shape[1] == k else None
-            found, places = _highest(scores, min(k, scores.shape[1]), floor)
-            if not found.shape[1]:
-                continue
-            both, both_ids = torch.cat([best, found], dim=1), torch.cat([best_ids, places + first], dim=1)
-            best, order = both.topk(min(k, both.shape[1]), dim=1)
-            best_ids = both_ids.gather(1, order)
-        assert best is not None and best_ids is not None
-        return best_ids, best.float()
+            highest.add(scores_of(self._corpus[first : first + width], first), first)
+        return highest.found()
 
     def _scores(self, queries: Tensor, block: Tensor, first: int, scratch: Tensor | None) -> Tensor:
+        """Return scores of shape ``(num_texts, num_queries)``: that product takes less time than its mirror."""
         block = block.to(queries.device)
         if not self._is_product:
-            return self._function(queries, block)
-        shape = len(queries), len(block)
-        if scratch is not None and scratch.dtype == queries.dtype:
-            scores = scratch[: shape[0] * shape[1]].view(shape)
-            torch.mm(queries, block.T.to(queries.dtype), out=scores)
+            return self._function(queries, block).T
+        if scratch is None:
+            scores = block.to(queries.dtype) @ queries.T
         else:
-            scores = queries @ block.T.to(queries.dtype)
+            rest = -len(queries) % _LINE
+            padded = torch.nn.functional.pad(queries, (0, 0, 0, rest)) if rest else queries
+            shape = len(block), len(padded)
+            scores = torch.mm(block.to(queries.dtype), padded.T, out=scratch[: shape[0] * shape[1]].view(shape))
+            scores = scores[:, : len(queries)]
         if self._inverse_lengths is not None:
-            scores *= self._inverse_lengths[first : first + len(block)].to(scores.device)
+            scores *= self._inverse_lengths[first : first + len(block), None].to(scores.device)
         return scores
-
-
-def _highest(scores: Tensor, k: int, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` highest of each row and their places, of shape ``(q, k)``, highest first; faster than ``topk``.
-
-    The highest are in the ``k`` groups with the highest maxima, and the maxima take one quick pass.
-
-    Args:
-        scores: float of shape ``(q, width)``.
-        k: How many.
-        floor: float of shape ``(q, 1)``: what is no higher may be left out; the shape is then ``(q, at most k)``.
-    """
-    num_queries, width = scores.shape
-    num_groups = width // _GROUP
-    whole = num_groups * _GROUP
-    if num_groups < 2 * k and (floor is None or not num_groups):
-        return scores.topk(k, dim=1)
-    groups = scores[:, :whole].unflatten(1, (_GROUP, num_groups))
-    maxima, num_best = groups.amax(dim=1), k
-    if floor is not None:
-        # Not `maxima > floor`, so that what is no number is found and reported.
-        num_best = min(k, int((~(maxima <= floor)).sum(dim=1).max()))
-        if num_groups < 2 * num_best:
-            return scores.topk(k, dim=1)
-    best = maxima.topk(num_best, dim=1, sorted=False).indices
-    few = groups.gather(2, best[:, None, :].expand(-1, _GROUP, -1)).flatten(1)
-    places = (best[:, None, :] + torch.arange(_GROUP, device=scores.device)[:, None] * num_groups).flatten(1)
-    if whole < width:  # what is left over
-        few = torch.cat([few, scores[:, whole:]], dim=1)
-        rest = torch.arange(whole, width, device=scores.device).expand(num_queries, -1)
-        places = torch.cat([places, rest], dim=1)
-    found, at = few.topk(min(k, few.shape[1]), dim=1)
-    return found, places.gather(1, at)

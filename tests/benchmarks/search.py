@@ -3,8 +3,8 @@
     python tests/benchmarks/search.py [--sizes 50000 200000] [--dim 384] [--queries 1000] [--repeats 3]
 
 CPU seconds of one thread for all queries, medians of interleaved runs, which others on the machine hardly change. "FAISS
-Flat called directly" is an ``IndexFlatIP`` that is filled once; ours are asked through :class:`Searcher`, 512 queries at
-once. Chunks of other sizes are asked for as in a mining, which searches ahead of them.
+Flat called directly" is an ``IndexFlatIP`` that is filled once; ours are asked through :class:`Searcher`, for as
+many queries at once as a mining asks for. Chunks of other sizes are asked for as in a mining, which searches ahead.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(size: int, dim: int, num_queries: int, repeats: int) -> bool:
         return search
 
     def alone(searcher) -> Callable[[], None]:
-        return lambda: [searcher.search(some, 60) for some in queries.split(512)] and None
+        return lambda: [searcher.search(some, 60) for some in queries.split(searcher.queries_at_once)] and None
 
     cases = {"direct": lambda: flat.search(queries.numpy(), 60)}
     cases |= {name: alone(searcher) for name, searcher in searchers.items()}

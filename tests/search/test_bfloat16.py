@@ -73,7 +73,7 @@ def test_the_bound_holds(similarity, dim):
         queries = torch.nn.functional.normalize(queries, dim=1)
         inverse = 1.0 / torch.linalg.vector_norm(corpus, dim=1)
     rounded = RoundedCorpus(corpus, inverse, chunk_size=700)
-    near = rounded.scores(queries.bfloat16(), corpus, 0).float()
+    near = rounded.scores(queries.bfloat16(), corpus, 0).T.float()
     exact = queries.double() @ corpus.double().T * (1.0 if inverse is None else inverse.double())
     for column in range(0, 2_000, 50):
         bound = rounded._bound(queries, near[:, column])

@@ -99,13 +99,13 @@ def test_other_precisions_are_searched(dtype):
 @pytest.mark.parametrize("order", ["any", "rising", "falling"])
 def test_small_blocks_find_what_one_product_finds(k, order, monkeypatch):
     """Of later blocks only what beats the best so far is looked at, whether hardly anything does or everything."""
-    monkeypatch.setattr(exact_module, "_CACHED_FLOATS", 1)
+    monkeypatch.setattr(exact_module, "_CPU_FLOATS", 1)
     queries, corpus = vectors(9, seed=1), vectors(3_001)
     if order != "any":
         corpus = corpus[(queries[0] @ corpus.T).argsort(descending=order == "falling")]
     searcher = ExactSearcher()
     searcher.index(corpus, "dot")
-    assert searcher._block_shape(9, k, True)[1] == 32 * k
+    assert searcher._block_shape(9, k, True)[1] == 64 * k
     ids, scores = searcher.search(queries, k)
     wanted = np.argsort(-brute_force("dot", queries, corpus), axis=1, kind="stable")[:, :k]
     assert (ids.numpy() == wanted).all()
