@@ -18,7 +18,7 @@ from tests.toys import Model, by_seed, random_pairs, rows_of
 
 PACKAGE = Path(st_hardneg.__file__).parent
 FLOORS = [
-    {"errors"},
+    {"errors", "memory"},
     {"pages"},
     {"hardness", "strategies", "hosts", "report", "draws", "evaluation"},
     {"config", "candidates"},

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from st_hardneg.corpus.texts import distinct_ids
 
+# So many right answers of each query are compared one by one, which is faster than looking up each text.
+_FEW = 4
+
 
 @dataclass(frozen=True)
 class KnownPositives:
@@ -99,9 +102,24 @@ class KnownPositives:
         is_known = (query_ids >= 0) & (query_ids < len(self.groups))
         queries = query_ids.clamp(0, len(self.groups) - 1)
         wanted = (self.groups[queries][:, None] * len(self.identities) + self.identities[there]).contiguous()
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        found = self.keys[place] == wanted
+        found = self._are_keys(self.groups[queries], wanted)
         if self.query_clusters is not None and self.text_clusters is not None:
             clusters = self.query_clusters[queries][:, None]
             found = found | ((self.text_clusters[there] == clusters) & (clusters >= 0))
         return found & (corpus_ids >= 0) & is_known[:, None]
+
+    def _are_keys(self, groups: Tensor, wanted: Tensor) -> Tensor:
+        """Tell which of the keys that are asked for there are, each row those of one group."""
+        last = len(self.keys) - 1
+        if wanted.device.type == "cpu" and wanted.shape[1] >= _FEW:
+            # The keys of a group follow each other, and are few: they are compared with all that are asked for.
+            start = torch.searchsorted(self.keys, groups * len(self.identities))
+            count = torch.searchsorted(self.keys, (groups + 1) * len(self.identities)) - start
+            most = int(count.max()) if len(count) else 0
+            if most <= _FEW:
+                found = torch.zeros_like(wanted, dtype=torch.bool)
+                for number in range(most):
+                    key = self.keys[(start + number).clamp(max=last)].masked_fill(number >= count, -1)
+                    found |= wanted == key[:, None]
+                return found
+        return self.keys[torch.searchsorted(self.keys, wanted).clamp(max=last)] == wanted

@@ -23,6 +23,7 @@ from st_hardneg.encoders.room import fits, refuse, say_how_long
 from st_hardneg.encoders.rows import Rows, concatenated
 from st_hardneg.encoders.sampled import sampled_products
 from st_hardneg.encoders.shared import searched_vectors
+from st_hardneg.memory import large
 
 # Pairs are compared in blocks of at most this many floats: what fits a CPU's cache (4 MB) takes a tenth of the time.
 _MAX_FLOATS = {"cpu": 1_000_000}
@@ -89,13 +90,13 @@ class Vectors:
 
     def similarity_of_pairs(self, query_ids: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of each query with its own row of corpus texts, float32 of shape ``(q, k)``."""
-        return self._compare(self.of_queries(query_ids), corpus_ids)
+        return self._compare(lambda places: self.of_queries(query_ids[places]), corpus_ids)
 
     def similarity_among_texts(self, one_each: Tensor, corpus_ids: Tensor) -> Tensor:
         """Return the similarity of one text each, ``(q,)``, with a row of others, ``(q, k)``, of shape ``(q, k)``."""
         ours, texts = self._of_texts(one_each), self._readable_in_place(corpus_ids)
         if texts is None:
-            return self._compare(ours, corpus_ids)
+            return self._compare(lambda places: ours[places.to(ours.device)], corpus_ids)
         rows = self._rows_of(corpus_ids)
         found = sampled_products(ours, texts, rows)
         if self.similarity == "cosine":
@@ -204,17 +205,18 @@ class Vectors:
         both = concatenated([self.searched[rows[~is_other]], others])
         return both[torch.cat([(~is_other).nonzero().flatten(), is_other.nonzero().flatten()]).argsort()]
 
-    def _compare(self, left: Any, corpus_ids: Tensor) -> Tensor:
+    def _compare(self, ours_at: Callable[[Tensor], Any], corpus_ids: Tensor) -> Tensor:
+        """Return the similarity of vectors of ours, which are asked for by place, with a row of texts each."""
         similarity = torch.empty(corpus_ids.shape)
         width = corpus_ids.shape[1]
-        most = _MAX_FLOATS.get(self.searched.device.type, _MAX_FLOATS_ELSEWHERE) // left.shape[1]
-        if not isinstance(left, Tensor):
-            most = left.pairs_at_once
+        most = _MAX_FLOATS.get(self.searched.device.type, _MAX_FLOATS_ELSEWHERE) // self.dim
+        if not isinstance(self.queries, Tensor):
+            most = self.queries.pairs_at_once
         step = max(1, most // max(1, width))
         for start in range(0, len(corpus_ids), step):
             block = corpus_ids[start : start + step]
             others = self._of_texts(block.flatten())
-            ours = left[torch.arange(start, start + len(block)).repeat_interleave(width).to(left.device)]
+            ours = ours_at(torch.arange(start, start + len(block)).repeat_interleave(width))
             if isinstance(ours, Tensor):
                 ours = ours.to(others.device)
             similarity[start : start + step] = self.pairwise(ours, others).float().cpu().view(block.shape)
@@ -313,6 +315,8 @@ def stacked(shards: Iterator[Any], num_rows: int) -> Any:
 
 def _allocated(num_rows: int, like: Tensor) -> Tensor:
     shape = (num_rows, like.shape[1])
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return torch.from_numpy(large(shape, np.float32))
     try:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     except torch.OutOfMemoryError:  # pragma: no cover - needs an accelerator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from st_hardneg.candidates import COLUMNS, LAST_RESORT, ORIGINS, Mining, Negatives
 from st_hardneg.corpus.texts import Ids
-from st_hardneg.files.schema import IN_TRAINING, NEGATIVES, ROWS, SUSPECTS, damaged
+from st_hardneg.files.schema import IN_TRAINING, NEGATIVES, REQUIRED, ROWS, SUSPECTS, damaged
 from st_hardneg.files.tables import TableReader, has_table, read_table, table_of, write_table
 from st_hardneg.report import MiningReport
 
@@ -27,7 +28,7 @@ def write_mining(folder: str, mining: Mining, live_rows: Ids | None, **in_traini
         live_rows: int64: the rows of the live view, or None if there is none.
         **in_training: Columns of :data:`~st_hardneg.files.schema.IN_TRAINING`.
     """
-    per_query = {name: getattr(mining.negatives, name) for name in COLUMNS} | {"topics": mining.topics} | in_training
+    per_query = _columns_of(mining.negatives) | {"topics": mining.topics} | in_training
     write_table(folder, "negatives", table_of({**NEGATIVES, **IN_TRAINING}, per_query, mining.source_names))
     is_live = torch.zeros(len(mining.positive_similarities), dtype=torch.bool)
     if live_rows is not None:
@@ -41,6 +42,17 @@ def write_mining(folder: str, mining: Mining, live_rows: Ids | None, **in_traini
     write_table(folder, "rows", table_of(ROWS, per_row, ()))
     if mining.suspects is not None and len(mining.suspects[0]):
         write_table(folder, "suspects", table_of(SUSPECTS, dict(zip(SUSPECTS, mining.suspects, strict=True)), ()))
+
+
+def _columns_of(negatives: Negatives) -> dict[str, Tensor | None]:
+    """Return the columns, None for those that hold nothing: read back, they do so by default."""
+    columns: dict[str, Tensor | None] = {}
+    for name, column in COLUMNS.items():
+        values = getattr(negatives, name)
+        is_nothing = values.isnan() if isnan(column.missing) else values == column.missing
+        may_lack = NEGATIVES[name].default is not REQUIRED
+        columns[name] = None if may_lack and bool(is_nothing.all()) else values
+    return columns
 
 
 def read_mining(

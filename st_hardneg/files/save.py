@@ -40,6 +40,7 @@ from st_hardneg.files.schema import (
     warn_of_unknown,
     write_json,
 )
+from st_hardneg.files.tables import can_be_followed
 from st_hardneg.files.values import Arrays, Builder, arrays_in, take_apart
 
 _FORMAT = 1
@@ -331,22 +332,6 @@ def _texts(path: str, dataset: Dataset, part: str, name: str) -> TextColumn:
     return TextColumn(dataset, name)
 
 
-def _can_be_followed(chunk: pa.Array) -> bool:
-    """Tell whether the offsets of an array of strings lie in its data; Arrow does not look when it reads a file."""
-    width = {"string": np.int32, "large_string": np.int64}.get(str(chunk.type))
-    if width is None or not len(chunk):
-        return True
-    _, offsets, data = chunk.buffers()
-    starts = np.frombuffer(offsets, dtype=width)[chunk.offset : chunk.offset + len(chunk) + 1]
-    size = 0 if data is None else data.size
-    return (
-        len(starts) == len(chunk) + 1
-        and starts[0] >= 0
-        and starts[-1] <= size
-        and bool((starts[1:] >= starts[:-1]).all())
-    )
-
-
 def _read_part(path: str, name: str) -> Dataset | None:
     """Read one of the datasets in a folder, if it is there.
 
@@ -363,7 +348,7 @@ def _read_part(path: str, name: str) -> Dataset | None:
     if not isinstance(part, Dataset):
         raise damaged(path, f"{name!r} is not a dataset")
     for column in part.column_names:
-        if not all(_can_be_followed(chunk) for chunk in part.data.column(column).chunks):
+        if not all(can_be_followed(chunk) for chunk in part.data.column(column).chunks):
             raise damaged(path, f"the column {column!r} of {name!r} does not hold texts as Arrow writes them")
     return part.with_format(None)
 

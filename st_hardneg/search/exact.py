@@ -11,14 +11,18 @@ from sentence_transformers import SimilarityFunction
 from torch import Tensor
 
 from st_hardneg.hosts import computes_bfloat16
+from st_hardneg.memory import LINE, large
 from st_hardneg.search.bfloat16 import RoundedCorpus
-from st_hardneg.search.highest import GROUP, Highest
 
 # A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, half of it.
 _MAX_FLOATS = 32_000_000
 _CPU_FLOATS = 8_388_608
+# Scores of so many texts are looked at together for the highest, where that leaves out most of them.
+GROUP = 16
+# Where more than one score in so many may be among the highest, all of them are looked at.
+_FEW = 4
 # Floats of a cache line.
-_LINE = 16
+_LINE = LINE // 4
 # Queries that are compared with a block at once on a CPU.
 _QUERIES = 1_024
 _UNIT = 1e-6
@@ -64,6 +68,7 @@ class ExactSearcher:
         self._function = self.score_function or SimilarityFunction.to_similarity_fn(similarity_fn_name)
         self._inverse_lengths = self._lengths() if self._is_cosine else None
         self._rounded: RoundedCorpus | None = None
+        self._spare: list[Tensor] = []
         self._may_round = self._is_product and corpus_embeddings.dtype == torch.float32
         # By kind of device: queries may be on another one than the corpus.
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -97,6 +102,7 @@ class ExactSearcher:
                     best_ids[rows], best[rows] = self._nearest_by_rounding(rounded, queries, k, width, scratch)
                 else:
                     best_ids[rows], best[rows] = self._nearest(queries, k, width, scratch)
+        self._spare[:] = [] if scratch is None else [scratch]
         return best_ids, best
 
     def _rounded_for(self, queries: Tensor, k: int) -> RoundedCorpus | None:
@@ -123,11 +129,11 @@ class ExactSearcher:
         if not self._is_product or queries.device.type != "cpu":
             return None
         size = (len(queries) + -len(queries) % _LINE) * width
-        if self._is_cosine or queries.dtype == torch.float32:
-            # NumPy asks for large pages, which torch does not; products are slow where rows do not begin at a cache line.
-            memory = np.empty(size + _LINE, dtype=np.float32)
-            return torch.from_numpy(memory[-memory.ctypes.data % (4 * _LINE) // 4 :][:size])
-        return queries.new_empty(size)
+        dtype = torch.float32 if self._is_cosine else queries.dtype
+        spare = self._spare.pop() if self._spare else None  # no other thread finds it while it is in use
+        if spare is not None and spare.dtype == dtype and len(spare) >= size:
+            return spare
+        return torch.from_numpy(large(size, np.float32)) if dtype == torch.float32 else queries.new_empty(size)
 
     def _nearest_by_rounding(
         self, rounded: RoundedCorpus, queries: Tensor, k: int, width: int, scratch: Tensor | None
@@ -169,3 +175,93 @@ class ExactSearcher:
         if self._inverse_lengths is not None:
             scores *= self._inverse_lengths[first : first + len(block), None].to(scores.device)
         return scores
+
+
+class Highest:
+    """The ``k`` highest scores so far of each query, and the texts that have them.
+
+    What cannot be among them is left out early, which is much faster than ``topk`` of everything: texts are looked at in
+    groups, and a group whose highest score is too low is not looked at again. What is too low is known from the blocks
+    before; in the first one, of the ``k`` best groups each has a text, so that the lowest of their maxima will do.
+
+    Args:
+        k: How many.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._scores: Tensor | None = None
+        self._ids: Tensor | None = None
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """Take in the scores of a block of texts.
+
+        Args:
+            scores: float of shape ``(num_texts, num_queries)``.
+            first: The row of the first text.
+        """
+        found = self._above(scores)
+        if found is None:
+            found = scores.T.topk(min(self._k, len(scores)), dim=1)
+        values, ids = found[0], found[1] + first
+        if self._scores is not None and self._ids is not None:
+            values, ids = torch.cat([self._scores, values], dim=1), torch.cat([self._ids, ids], dim=1)
+        self._scores, order = values.topk(min(self._k, values.shape[1]), dim=1)
+        self._ids = ids.gather(1, order)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Return ids, int64, and scores, float32, highest first, both of shape ``(num_queries, k)`` or less."""
+        assert self._ids is not None and self._scores is not None
+        return self._ids, self._scores.float()
+
+    def _above(self, scores: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what may be among the highest: scores and places, padded with -inf; None where that may be anything."""
+        num_texts, num_queries = scores.shape
+        num_groups = num_texts // GROUP
+        whole = num_groups * GROUP
+        if self._scores is None:
+            if num_groups < 2 * self._k:
+                return None
+            maxima = _maxima(scores, num_groups)
+            floor = maxima.topk(self._k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+            is_high = ~(maxima < floor)  # not `>=`, so that what is no number is found and reported
+        else:
+            if self._scores.shape[1] < self._k or not num_groups:
+                return None
+            floor = self._scores[:, -1:]
+            is_high = ~(_maxima(scores, num_groups) <= floor)
+        queries, groups = is_high.nonzero(as_tuple=True)
+        if len(queries) * GROUP * _FEW > scores.numel():
+            return None
+        members = torch.arange(GROUP, device=scores.device)
+        values = _taken(scores, groups[:, None] * GROUP + members, queries[:, None])
+        high = (~(values < floor[queries])).flatten().nonzero().flatten()
+        of, member = high // GROUP, high % GROUP
+        found = _padded(queries[of], num_queries, values.flatten()[high], groups[of] * GROUP + member)
+        if whole == num_texts:
+            return found
+        places = torch.arange(whole, num_texts, device=scores.device).expand(num_queries, -1)
+        return torch.cat([found[0], scores[whole:].T], dim=1), torch.cat([found[1], places], dim=1)
+
+
+def _maxima(scores: Tensor, num_groups: int) -> Tensor:
+    """Return the highest score of each query in each group of texts, of shape ``(num_queries, num_groups)``."""
+    return scores[: num_groups * GROUP].unflatten(0, (num_groups, GROUP)).amax(dim=1).T.contiguous()
+
+
+def _taken(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ``matrix[rows, columns]``, in a third of the time."""
+    strides = matrix.stride()
+    size = 1 + sum((length - 1) * stride for length, stride in zip(matrix.shape, strides, strict=True))
+    places = rows * strides[0] + columns * strides[1]
+    return matrix.as_strided((size,), (1,)).index_select(0, places.flatten()).view(places.shape)
+
+
+def _padded(queries: Tensor, num_queries: int, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values and places of each query as rows, padded with -inf; queries are in ascending order."""
+    counts = torch.bincount(queries, minlength=num_queries)
+    column = torch.arange(len(queries), device=queries.device) - (counts.cumsum(0) - counts)[queries]
+    shape = num_queries, int(counts.max()) if len(queries) else 0
+    of_queries, of_places = values.new_full(shape, -torch.inf), places.new_zeros(shape)
+    of_queries[queries, column], of_places[queries, column] = values, places
+    return of_queries, of_places

@@ -202,11 +202,29 @@ def test_what_a_later_version_has_written_is_named(folder, caplog):
 @pytest.mark.parametrize("name", [name for name in COLUMNS if name not in ("ids", "similarities")])
 def test_a_column_that_is_missing_holds_what_stands_for_nothing(folder, state, name):
     """A save of a version that did not have it yet."""
-    write_table(str(folder), "negatives", read_table(str(folder), "negatives").drop_columns([name]))
+    table = read_table(str(folder), "negatives")
+    # A column in which nothing stands is not written.
+    values = getattr(state.mining.negatives, name).flatten().tolist()
+    is_empty = {repr(value) for value in values} == {repr(COLUMNS[name].missing)}
+    assert (name in table.column_names) == (not is_empty)
+    write_table(str(folder), "negatives", table if is_empty else table.drop_columns([name]))
     sealed_again(folder)
     column = getattr(read(str(folder)).mining.negatives, name)
     assert repr(column.tolist()) == repr(torch.full_like(column, COLUMNS[name].missing).tolist())
     assert column.dtype == COLUMNS[name].dtype
+
+
+def test_a_name_that_is_no_text_is_damage(folder):
+    """Names are read only where they differ, and what cannot be read is said to be damage."""
+    table = read_table(str(folder), "negatives")
+    place, names = table.column_names.index("sources"), table.column("sources").combine_chunks()
+    offsets = np.arange(len(names.flatten()) + 1, dtype=np.int32)
+    wrong = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * len(offsets)))
+    lists = pa.LargeListArray.from_arrays(names.offsets, wrong)
+    write_table(str(folder), "negatives", table.set_column(place, "sources", lists))
+    sealed_again(folder)
+    with pytest.raises(ValueError, match="got a damaged one: a name cannot be read"):
+        read(str(folder))
 
 
 def test_a_later_form_is_refused(folder):
