@@ -17,6 +17,7 @@ from torch import Tensor
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.multi_vector import MultiVectorTextEncoder
 from st_hardneg.encoders.protocol import Encoder
+from st_hardneg.encoders.reuse import ReusingEncoder
 from st_hardneg.encoders.sparse import SparseTextEncoder
 from st_hardneg.encoders.store import SHARD, Store, StoredRows, digests_of
 
@@ -79,6 +80,8 @@ class CachedEncoder:
 
     def __init__(self, encoder: Encoder, folder: str, fingerprint: str, say: Callable[..., None]) -> None:
         self.encoder, self.folder, self.key, self.say = encoder, folder, fingerprint, say
+        if isinstance(encoder, ReusingEncoder):
+            encoder.keep_nothing()
         self.similarity, self.pairwise, self.score_function = (
             encoder.similarity,
             encoder.pairwise,
@@ -131,13 +134,17 @@ class CachedEncoder:
         for start in range(0, len(texts), SHARD):
             some = texts[start : start + SHARD]
             digests = digests_of(some)
-            missing = np.flatnonzero(store.find(digests) < 0)
-            if len(missing):
-                missing = missing[np.sort(np.unique(digests[missing], return_index=True)[1])]  # equal texts once
-                vectors = encode(some if len(missing) == len(some) else [some[i] for i in missing.tolist()])
-                store.add(digests[missing], vectors.detach().float().cpu().numpy())
-                num_encoded += len(missing)
             places = store.find(digests)
+            missing = np.flatnonzero(places < 0)
+            if len(missing):
+                _, first, which = np.unique(digests[missing], return_index=True, return_inverse=True)
+                order = np.argsort(first)  # equal texts once, in the order of the texts
+                new = missing[first[order]]
+                vectors = encode(some if len(new) == len(some) else [some[i] for i in new.tolist()])
+                places_of = np.empty(len(new), dtype=np.int64)
+                places_of[order] = store.add(digests[new], vectors.detach().float().cpu().numpy())
+                places[missing] = places_of[which.ravel()]
+                num_encoded += len(new)
             yield store, places, torch.from_numpy(store.read_through(places))
         if num_encoded:
             self.say(f"[Cache] Saved {kind} embeddings of {num_encoded:,} texts to {folder}")

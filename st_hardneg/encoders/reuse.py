@@ -119,6 +119,11 @@ class ReusingEncoder:
         kept["vectors"] = self._new
         self._ages: list[Ids] = []
 
+    def keep_nothing(self) -> None:
+        """Keep no vectors of texts that come in pieces, which are kept elsewhere and are never asked for again."""
+        if self.reuse.share == 1:
+            self.reuse = replace(self.reuse, keeps_vectors=False)
+
     @property
     def age(self) -> float | None:
         """Mean age of the vectors of the corpus in steps, or None where all are new."""
@@ -132,11 +137,12 @@ class ReusingEncoder:
 
     def corpus(self, texts: Sequence[str], *, show_progress_bar: bool = False) -> Iterator[Any]:
         """Yield the vectors of corpus texts, new ones and kept ones, in one shard where some are kept."""
-        key = self._key(texts) if self.reuse.keeps_vectors else None
-        found = None if key is None or self.reuse.share == 1 else self._kept.get(key)
-        if key is None or found is None:
+        is_wanted = self.reuse.keeps_vectors and self.reuse.share < 1 and bool(self._kept)
+        key = self._key(texts) if is_wanted else ""
+        found = self._kept.get(key) if is_wanted else None
+        if found is None:
             shards = self._counted(self.encoder.corpus(texts, show_progress_bar=show_progress_bar))
-            yield from shards if key is None else self._keeping(key, texts, shards)
+            yield from self._keeping(texts, shards) if self.reuse.keeps_vectors else shards
             return
         texts, device = list(texts), found.vectors.device
         for rows in self._share_of(texts, found):
@@ -163,7 +169,7 @@ class ReusingEncoder:
         prompt = None if how is None else (how.task, how.prompt_name, how.prompt, how.normalize_embeddings)
         return recipe_fingerprint(texts_fingerprint(texts), prompt, name_of(model))
 
-    def _keeping(self, key: str, texts: Sequence[str], shards: Iterator[Any]) -> Iterator[Any]:
+    def _keeping(self, texts: Sequence[str], shards: Iterator[Any]) -> Iterator[Any]:
         """Yield shards, put together, and keep them; before a training, if they are few enough."""
         first = next(shards, None)
         if first is None:
@@ -180,7 +186,7 @@ class ReusingEncoder:
             yield from chain([first], shards)
             return
         vectors = stacked(chain([first], shards), len(texts))
-        self._keep(key, _Kept(vectors, np.full(len(texts), self.step, dtype=np.int64)))
+        self._keep(self._key(texts), _Kept(vectors, np.full(len(texts), self.step, dtype=np.int64)))
         yield vectors
 
     def _has_room(self, num_bytes: int) -> bool:

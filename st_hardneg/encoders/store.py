@@ -76,6 +76,8 @@ class Store:
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
         ready = glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
+        # Of runs that were killed. The folder is looked through once: it may hold thousands of files.
+        self._partial = set(glob.glob(os.path.join(glob.escape(folder), "*.partial")))
         self.names = sorted(os.path.basename(path).removesuffix(".texts.npy") for path in ready)
         digests = [np.load(self._path(f"{name}.texts"), allow_pickle=False).view("V16").ravel() for name in self.names]
         self._starts = [0, *np.cumsum([len(some) for some in digests]).tolist()]
@@ -100,6 +102,8 @@ class Store:
         """Return where texts are, int64 of shape ``(m,)`` that :meth:`read` takes; -1 for those that are not there."""
         wanted = digests.view("<u8").reshape(-1, 2)
         found = np.full(len(digests), -1, dtype=np.int64)
+        order = np.argsort(wanted[:, 0])  # so that those that lie beside each other are looked up one after the other
+        wanted = wanted[order]
         for halves, places in self._sorted:
             at, left = np.searchsorted(halves[:, 0], wanted[:, 0]), np.flatnonzero(found < 0)
             # Different texts with one half of their digests in common stand beside each other; there hardly are any.
@@ -109,6 +113,7 @@ class Store:
                 found[left[is_it]] = places[at[left[is_it]]]
                 left = left[is_half & ~is_it]
                 at[left] += 1
+        found[order] = found.copy()
         return found
 
     def _files_and_rows(self, places: Ids) -> tuple[Ids, Ids]:
@@ -149,14 +154,15 @@ class Store:
             self._opened.popitem(last=False)
         return self._opened[number]
 
-    def add(self, digests: Digests, vectors: npt.NDArray[np.float32]) -> None:
-        """Write the vectors of texts that are not there."""
+    def add(self, digests: Digests, vectors: npt.NDArray[np.float32]) -> Ids:
+        """Write the vectors of texts that are not there, and return where they are, int64 of shape ``(m,)``."""
         name = hashlib.blake2b(digests.tobytes(), digest_size=16).hexdigest()
         self._write(name, vectors)
         self._write(f"{name}.texts", digests.view(np.uint8).reshape(-1, 16))
         self.names.append(name)
         self._know(digests, self._starts[-1])
         self._starts.append(self._starts[-1] + len(digests))
+        return np.arange(*self._starts[-2:])
 
     def _write(self, name: str, array: npt.NDArray[Any]) -> None:
         path = self._path(name)
@@ -169,7 +175,8 @@ class Store:
             # Another run that writes the same texts at this moment has cleaned up after it was first.
             if not os.path.exists(path):
                 raise
-        for left in glob.glob(f"{glob.escape(path)}.*.partial"):  # of a run that was killed
+        for left in [left for left in self._partial if left.startswith(f"{path}.")]:
+            self._partial.remove(left)
             with suppress(FileNotFoundError):
                 os.remove(left)
 

@@ -248,7 +248,10 @@ def embed(
         show_progress_bar: Whether to show progress.
     """
     wanted = np.concatenate([pairs.positive_ids, pairs.given_ids, corpus.synthetic_ids, *corpus.parts.values()])
-    others = np.setdiff1d(wanted, corpus.searched)
+    is_other = np.zeros(len(corpus), dtype=bool)
+    is_other[wanted] = True
+    is_other[corpus.searched] = False
+    others = np.flatnonzero(is_other)
     corpus_row = np.full(len(corpus), -1, dtype=np.int64)
     encoded = np.concatenate([corpus.searched, others])
     corpus_row[encoded] = np.arange(len(encoded))

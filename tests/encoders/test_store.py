@@ -96,10 +96,11 @@ def test_a_file_without_its_texts_is_not_there(tmp_path):
 def test_two_runs_that_write_the_same_texts_at_once(tmp_path, monkeypatch):
     """One is done, and has cleaned up, while the other is about to give its file a name: both go on, and read the same."""
     digests, vectors = digests_of(["a", "b"]), np.array([[1.0], [2.0]], dtype=np.float32)
-    ours, theirs, rename = Store(str(tmp_path)), Store(str(tmp_path)), os.replace
+    ours, rename, others = Store(str(tmp_path)), os.replace, []
 
     def overtaken(*paths):
         monkeypatch.setattr(os, "replace", rename)
+        others.append(theirs := Store(str(tmp_path)))
         with monkeypatch.context() as other_process:
             other_process.setattr(os, "getpid", lambda: 1)
             theirs.add(digests, vectors)
@@ -108,7 +109,7 @@ def test_two_runs_that_write_the_same_texts_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", overtaken)
     ours.add(digests, vectors)
-    for one in (ours, theirs, Store(str(tmp_path))):
+    for one in (ours, *others, Store(str(tmp_path))):
         assert one.read(one.find(digests)).tolist() == vectors.tolist()
     assert len(list(tmp_path.iterdir())) == 2  # the vectors and their texts, nothing half-written
 
