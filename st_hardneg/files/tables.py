@@ -185,8 +185,8 @@ class TableReader:
 
     def _numbers(self, flat: pa.Array, column: FileColumn) -> Any:
         """Return which place each name has in :attr:`words`."""
-        coded = flat.dictionary_encode()
-        words = self.words[str(column.names)]
+        words, only = self.words[str(column.names)], _first_of_equal(flat)
+        coded = (flat if only is None else only).dictionary_encode()
         try:
             names = coded.dictionary.to_pylist()
         except UnicodeDecodeError as error:
@@ -196,6 +196,8 @@ class TableReader:
         if len(words) > torch.iinfo(column.dtype).max:
             raise damaged(self.folder, f"there are {len(words):,} different names")
         places = np.array([*(words.index(name) for name in names), column.missing], np.int8)
+        if only is not None:
+            return np.full(len(flat), places[0])
         return places[coded.indices.fill_null(len(places) - 1).to_numpy()]
 
     def _check_range(self, name: str, values: Tensor, column: FileColumn) -> None:
@@ -210,3 +212,16 @@ class TableReader:
         if (column.least is not None and lowest < column.least) or (most is not None and highest > most):
             where = "outside of the corpus" if column.limit == "corpus" else "out of range"
             raise damaged(self.folder, f"{name!r} holds numbers {where}")
+
+
+def _first_of_equal(names: pa.Array) -> pa.Array | None:
+    """Return the first name if it stands everywhere, as it mostly does; else None. To look up each takes much longer."""
+    if not len(names) or names.null_count:
+        return None
+    width = np.int64 if pa.types.is_large_string(names.type) else np.int32
+    starts = np.frombuffer(names.buffers()[1], dtype=width)[names.offset : names.offset + len(names) + 1]
+    length = int(starts[1] - starts[0])
+    if not length or bool((np.diff(starts) != length).any()):
+        return None
+    letters = np.frombuffer(names.buffers()[2], dtype=np.uint8)[starts[0] : starts[-1]].reshape(len(names), length)
+    return names[:1] if bool((letters == letters[0]).all()) else None

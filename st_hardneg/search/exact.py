@@ -234,7 +234,11 @@ class Highest:
         if len(queries) * GROUP * _FEW > scores.numel():
             return None
         members = torch.arange(GROUP, device=scores.device)
-        values = _taken(scores, groups[:, None] * GROUP + members, queries[:, None])
+        # `scores[rows, queries]` in a third of the time.
+        down, across = scores.stride()
+        size = 1 + (num_texts - 1) * down + (num_queries - 1) * across
+        places = (groups * (GROUP * down) + queries * across)[:, None] + members * down
+        values = scores.as_strided((size,), (1,)).index_select(0, places.flatten()).view(places.shape)
         high = (~(values < floor[queries])).flatten().nonzero().flatten()
         of, member = high // GROUP, high % GROUP
         found = _padded(queries[of], num_queries, values.flatten()[high], groups[of] * GROUP + member)
@@ -247,14 +251,6 @@ class Highest:
 def _maxima(scores: Tensor, num_groups: int) -> Tensor:
     """Return the highest score of each query in each group of texts, of shape ``(num_queries, num_groups)``."""
     return scores[: num_groups * GROUP].unflatten(0, (num_groups, GROUP)).amax(dim=1).T.contiguous()
-
-
-def _taken(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``matrix[rows, columns]``, in a third of the time."""
-    strides = matrix.stride()
-    size = 1 + sum((length - 1) * stride for length, stride in zip(matrix.shape, strides, strict=True))
-    places = rows * strides[0] + columns * strides[1]
-    return matrix.as_strided((size,), (1,)).index_select(0, places.flatten()).view(places.shape)
 
 
 def _padded(queries: Tensor, num_queries: int, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
