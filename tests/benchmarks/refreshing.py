@@ -138,7 +138,9 @@ class Bench:
     def train(self, seed: int, **mining: Any) -> Figures:
         """Train with refreshes, or without if nothing is said of them."""
         arguments, model = self.arguments, copy.deepcopy(self.base)
-        hard_negatives = HardNegativeDataset(self.pairs, self.corpus, make_config(arguments), batch_size=256)
+        # A corpus of its own: one that several datasets share is encoded for the first of them only.
+        corpus = self.corpus.select(range(len(self.corpus))) if isinstance(self.corpus, Dataset) else self.corpus
+        hard_negatives = HardNegativeDataset(self.pairs, corpus, make_config(arguments), batch_size=256)
         hard_negatives.mine(model, show_progress_bar=False)
         callback = Clocked(hard_negatives, **(mining or {"mining_strategy": "epoch", "mining_warmup_steps": 10**9}))
         loss = SemiHardMultipleNegativesRankingLoss.recommended(model, hard_negatives)
