@@ -5,8 +5,8 @@
 
 Printed are nDCG@10 mined once, refreshed each epoch, with ``corpus_refresh_fraction=0.5`` and with
 ``refresh_scope="queries"``, the share of the gain of a full refresh that each has, and the share of its encoding.
-``--check`` fails unless half the corpus has at least 80 % of the gain with at most 65 % of the texts: queries and positives,
-a tenth of SciFact's texts each, are encoded at every refresh, and half of the others.
+``--check`` fails unless half the corpus has at least 80 % of the gain with at most 65 % of the texts: queries and
+positives, a tenth of SciFact's texts each, are encoded at every refresh, and half of the others.
 """
 
 from __future__ import annotations
