@@ -14,7 +14,7 @@ from st_hardneg.hosts import computes_bfloat16
 from st_hardneg.memory import LINE, large
 from st_hardneg.search.bfloat16 import RoundedCorpus
 
-# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, half of it.
+# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, a quarter of it.
 _MAX_FLOATS = 32_000_000
 _CPU_FLOATS = 8_388_608
 # Scores of so many texts are looked at together for the highest, where that leaves out most of them.
