@@ -79,11 +79,11 @@ def read_table(folder: str, name: str) -> pa.Table:
         with pa.OSFile(os.path.join(folder, f"{name}.arrow"), "rb") as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
         table.validate()
+        wrong = [name for name in table.column_names if not all(map(can_be_followed, table.column(name).chunks))]
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         raise damaged(folder, f"{name!r} cannot be read ({type(error).__name__}: {error})") from None
-    for column in table.column_names:
-        if not all(can_be_followed(chunk) for chunk in table.column(column).chunks):
-            raise damaged(folder, f"the column {column!r} of {name!r} does not hold values as Arrow writes them")
+    if wrong:
+        raise damaged(folder, f"the columns {wrong} of {name!r} do not hold values as Arrow writes them")
     return table
 
 
@@ -97,15 +97,16 @@ def can_be_followed(chunk: pa.Array) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not len(chunk) or not (is_list or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         return True
-    offsets = chunk.buffers()[1]
-    starts = np.frombuffer(offsets, dtype=width)[chunk.offset : chunk.offset + len(chunk) + 1]
+    offsets, count = chunk.buffers()[1], chunk.offset + len(chunk) + 1
+    if offsets is None or offsets.size < count * np.dtype(width).itemsize:
+        return False
+    starts = np.frombuffer(offsets, dtype=width, count=count)[chunk.offset :]
     if is_list:
         size = len(chunk.values)
     else:
         data = chunk.buffers()[2]
         size = 0 if data is None else data.size
-    rises = len(starts) == len(chunk) + 1 and bool((np.diff(starts) >= 0).all())
-    are_inside = rises and int(starts[0]) >= 0 and int(starts[-1]) <= size
+    are_inside = bool((np.diff(starts) >= 0).all()) and int(starts[0]) >= 0 and int(starts[-1]) <= size
     return are_inside and (not is_list or can_be_followed(chunk.values))
 
 
