@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,7 +23,15 @@ from st_hardneg.encoders.reuse import ReusingEncoder
 from st_hardneg.encoders.sparse import SparseTextEncoder
 from st_hardneg.encoders.store import SHARD, Store, StoredRows, digests_of
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
+
+# Folders of vectors that are kept for one mining, and what says that it goes on.
+_FOR_NOW, _LOCK = "for_now_", "lock"
 
 
 def cached(encoder: Encoder, folder: str | None, say: Callable[..., None]) -> Encoder:
@@ -62,14 +72,52 @@ def on_disk(encoder: Encoder, texts: Sequence[str], folder: str, *, show_progres
     if isinstance(encoder, CachedEncoder):
         return encoder.rows(texts, show_progress_bar=show_progress_bar)
     os.makedirs(folder, exist_ok=True)
-    for_now = tempfile.mkdtemp(prefix="for_now_", dir=folder)
-    rows = CachedEncoder(encoder, for_now, "one_mining", logger.debug).rows(texts, show_progress_bar=show_progress_bar)
-    weakref.finalize(rows, shutil.rmtree, for_now, ignore_errors=True)
+    _clear_of_killed(folder)
+    for_now = tempfile.mkdtemp(prefix=_FOR_NOW, dir=folder)
+    lock = _locked(for_now)
+    kept = CachedEncoder(encoder, for_now, "one_mining", logger.debug)
+    try:
+        rows = kept.rows(texts, show_progress_bar=show_progress_bar)
+    except BaseException:
+        _remove(for_now, lock)
+        raise
+    weakref.finalize(rows, _remove, for_now, lock)
     return rows
+
+
+def _locked(folder: str) -> IO[bytes] | None:
+    """Return the open lock of a folder, which the system lets go of when this process ends, in whatever way."""
+    if fcntl is None:
+        return None
+    path = os.path.join(folder, _LOCK)
+    file = open(f"{path}.new", "wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.replace(file.name, path)  # others see it once it is held
+    except OSError:  # a file system without locks
+        file.close()
+        return None
+    return file
+
+
+def _clear_of_killed(folder: str) -> None:
+    """Remove vectors of one mining that processes have left which were killed: nobody holds their locks any more."""
+    for path in glob.glob(os.path.join(glob.escape(folder), f"{_FOR_NOW}*", _LOCK)) if fcntl is not None else ():
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+
+
+def _remove(folder: str, lock: IO[bytes] | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        lock.close()
 
 
 class CachedEncoder:
     """An encoder that keeps its vectors on disk, by everything that decides them and by text.
+
+    A :class:`~st_hardneg.encoders.reuse.ReusingEncoder` stops keeping vectors in memory, where they would be kept twice.
 
     Args:
         encoder: The encoder; dense.

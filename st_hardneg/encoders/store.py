@@ -76,7 +76,7 @@ class Store:
         os.makedirs(folder, exist_ok=True)
         self.folder = folder
         ready = glob.glob(os.path.join(glob.escape(folder), "*.texts.npy"))
-        # Of runs that were killed. The folder is looked through once: it may hold thousands of files.
+        # Of runs that were killed, or write now. The folder is looked through once: it may hold thousands of files.
         self._partial = set(glob.glob(os.path.join(glob.escape(folder), "*.partial")))
         self.names = sorted(os.path.basename(path).removesuffix(".texts.npy") for path in ready)
         digests = [np.load(self._path(f"{name}.texts"), allow_pickle=False).view("V16").ravel() for name in self.names]
@@ -225,9 +225,18 @@ class StoredRows:
         Raises:
             ValueError: If a searcher of the caller's is to search them, which would hold all of them.
         """
-        if not isinstance(given, (ExactSearcher, FaissSearcher)) or not given.is_exact:
-            raise ValueError(
-                "The vectors do not fit into memory, and an approximate index or a searcher of your own would hold all of "
-                "them. Leave `searcher` out, so that they are searched shard by shard, or raise `max_memory`."
-            )
+        check_reads_shards(given)
         return ShardedSearcher(given)
+
+
+def check_reads_shards(searcher: Searcher) -> None:
+    """Raise unless a searcher can look into one shard at a time.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not isinstance(searcher, (ExactSearcher, FaissSearcher)) or not searcher.is_exact:
+        raise ValueError(
+            "The vectors do not fit into memory, and an approximate index or a searcher of your own would hold all of "
+            "them. Leave `searcher` out, so that they are searched shard by shard, or raise `max_memory`."
+        )

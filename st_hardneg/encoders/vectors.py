@@ -24,6 +24,7 @@ from st_hardneg.encoders.rows import Rows, concatenated
 from st_hardneg.encoders.sampled import sampled_products
 from st_hardneg.encoders.shared import searched_vectors
 from st_hardneg.memory import large
+from st_hardneg.search import Searcher
 
 # Pairs are compared in blocks of at most this many floats: what fits a CPU's cache (4 MB) takes a tenth of the time.
 _MAX_FLOATS = {"cpu": 1_000_000}
@@ -42,10 +43,12 @@ class Limits:
     Args:
         max_memory: GB of memory that the vectors of the corpus may take; most of what is free if None.
         folder: Where they are kept if they do not fit; None for nowhere.
+        searcher: Makes what searches them; None where nothing does.
     """
 
     max_memory: float | None = None
     folder: str | None = None
+    searcher: Callable[[], Searcher] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +294,10 @@ def _encoded(corpus: Corpus, corpus_ids: Ids, encoder: Encoder, limits: Limits, 
         if limits.folder is None:
             refuse(len(texts), first.shape[1], limits.max_memory)
         from st_hardneg.encoders.cached import on_disk
+        from st_hardneg.encoders.store import check_reads_shards
 
+        if limits.searcher is not None:
+            check_reads_shards(limits.searcher())
         shards.close()  # type: ignore[attr-defined]
         return on_disk(encoder, texts, str(limits.folder), show_progress_bar=show_progress_bar)
     return stacked(chain([first], shards), len(corpus_ids))

@@ -85,7 +85,7 @@ NEGATIVES: dict[str, FileColumn] = {
     **{name: _of_negatives(name, column) for name, column in COLUMNS.items()},
     "topics": _TOPICS,
 }
-"""One row per query: every column of :class:`~st_hardneg.candidates.Negatives`, and the topic."""
+"""One row per query: the columns of :class:`~st_hardneg.candidates.Negatives` in which something stands, and the topic."""
 
 ROWS: dict[str, FileColumn] = {
     "positive_similarities": FileColumn(torch.float32),

@@ -71,7 +71,8 @@ def mine(
     watch = _Watch()
     if isinstance(encoder, Pool):
         return _again(task, encoder, config, semi_hard_margin, watch)
-    vectors = _vectors(task, _stored(task, encoder, step < 0 or keep_vectors), keep_vectors, show_progress_bar)
+    stored, limits = _stored(task, encoder, step < 0 or keep_vectors), task.limits("dense" in config.quotas)
+    vectors = _vectors(task, stored, keep_vectors, limits, show_progress_bar)
     scoring = _scoring(task, config, vectors, show_progress_bar)
     watch.lap("encoding")
     shop = _shop(task, config, vectors)
@@ -161,21 +162,14 @@ def _stored(task: Task, encoder: Encoder, is_worth_it: bool) -> Encoder:
     return cached(encoder, task.cache_folder if is_worth_it else None, logger.info)
 
 
-def _vectors(task: Task, encoder: Encoder, keep: bool, show_progress_bar: bool) -> Vectors:
+def _vectors(task: Task, encoder: Encoder, keep: bool, limits: Limits, show_progress_bar: bool) -> Vectors:
     """Return the vectors of all texts; those of a frozen encoder are computed once, as long as it stays the same."""
     fingerprint = encoder.fingerprint() if keep else None
     if fingerprint is not None and task.kept.get("frozen", (None,))[0] == fingerprint:
         kept: Vectors = task.kept["frozen"][1]
         return kept
-    searched = task.kept.get("searched vectors")
-    vectors = embed(
-        task.pairs,
-        task.corpus,
-        encoder,
-        searched=searched,
-        limits=Limits(task.max_memory, task.cache_folder),
-        show_progress_bar=show_progress_bar,
-    )
+    searched, bar = task.kept.get("searched vectors"), show_progress_bar
+    vectors = embed(task.pairs, task.corpus, encoder, searched=searched, limits=limits, show_progress_bar=bar)
     if fingerprint is not None:
         task.kept["frozen"] = (fingerprint, vectors, {})
     return vectors
@@ -281,7 +275,8 @@ def _guide_vectors(task: Task, show_progress_bar: bool) -> Vectors | None:
 
         own = Encodings(Encoding("query", batch_size=task.batch_size), Encoding("document", batch_size=task.batch_size))
         encoder = encoder_for(task.guide.model, own)
-        task.kept["guide"] = embed(task.pairs, task.corpus, encoder, show_progress_bar=show_progress_bar)
+        limits = task.limits(is_searched=False)
+        task.kept["guide"] = embed(task.pairs, task.corpus, encoder, limits=limits, show_progress_bar=show_progress_bar)
     vectors: Vectors = task.kept["guide"]
     return vectors
 

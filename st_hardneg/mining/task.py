@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from st_hardneg.candidates import BUILT_IN_SOURCES
@@ -13,6 +14,7 @@ from st_hardneg.corpus.numbering import Corpus
 from st_hardneg.corpus.pairs import Pairs
 from st_hardneg.corpus.texts import Ids
 from st_hardneg.encoders.dense import similarity_name
+from st_hardneg.encoders.vectors import Limits
 from st_hardneg.mining.filters import ExtraFilter
 from st_hardneg.search import ExactSearcher, Searcher
 from st_hardneg.sources.protocol import Source
@@ -111,6 +113,10 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         # Indexes and vectors may be large, and not every index can be sent: another process makes its own.
         return {**self.__dict__, "kept": {name: self.kept[name] for name in _SENT if name in self.kept}}
+
+    def limits(self, is_searched: bool) -> Limits:
+        """Return what vectors may take, and, if they are searched, by what."""
+        return Limits(self.max_memory, self.cache_folder, partial(self.make_searcher, True) if is_searched else None)
 
     def most_rescored(self, config: MiningConfig) -> int | None:
         """Return how many candidates of each query the cross encoder scores at most, or None for no limit.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from st_hardneg.hosts import computes_bfloat16
 from st_hardneg.memory import LINE, large
 from st_hardneg.search.bfloat16 import RoundedCorpus
 
-# A block of scores holds at most this many floats (128 MB), and on a CPU, where more are no gain, a quarter of it.
+# A block of scores holds at most this many floats (128 MB); on a CPU, where more are no gain, a quarter of it, unless so
+# many are wanted of each query that they would be most of a block.
 _MAX_FLOATS = 32_000_000
 _CPU_FLOATS = 8_388_608
 # Scores of so many texts are looked at together for the highest, where that leaves out most of them.
@@ -59,6 +62,11 @@ class ExactSearcher:
     ) -> None:
         self.corpus_chunk_size = corpus_chunk_size
         self.score_function = score_function
+        self._spare: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what it has indexed, which is large: another process indexes its own.
+        return {"corpus_chunk_size": self.corpus_chunk_size, "score_function": self.score_function, "_spare": []}
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus, float of shape ``(num_corpus, dim)``."""
@@ -68,7 +76,6 @@ class ExactSearcher:
         self._function = self.score_function or SimilarityFunction.to_similarity_fn(similarity_fn_name)
         self._inverse_lengths = self._lengths() if self._is_cosine else None
         self._rounded: RoundedCorpus | None = None
-        self._spare: list[Tensor] = []
         self._may_round = self._is_product and corpus_embeddings.dtype == torch.float32
         # By kind of device: queries may be on another one than the corpus.
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -130,9 +137,10 @@ class ExactSearcher:
             return None
         size = (len(queries) + -len(queries) % _LINE) * width
         dtype = torch.float32 if self._is_cosine else queries.dtype
-        spare = self._spare.pop() if self._spare else None  # no other thread finds it while it is in use
-        if spare is not None and spare.dtype == dtype and len(spare) >= size:
-            return spare
+        with suppress(IndexError):
+            spare = self._spare.pop()  # no other thread finds it while it is in use
+            if spare.dtype == dtype and len(spare) >= size:
+                return spare
         return torch.from_numpy(large(size, np.float32)) if dtype == torch.float32 else queries.new_empty(size)
 
     def _nearest_by_rounding(

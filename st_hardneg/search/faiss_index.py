@@ -43,6 +43,10 @@ class FaissSearcher:
         self.is_exact = self.factory == "Flat"
         self.search_parameters = ",".join(part.strip() for part in parts if "=" in part)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what it has indexed, which is large: another process indexes its own.
+        return {name: getattr(self, name) for name in ("factory", "is_exact", "search_parameters")}
+
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus, float of shape ``(num_corpus, dim)``.
 

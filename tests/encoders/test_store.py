@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import torch
 
 from st_hardneg import HardNegativeDataset, MiningConfig, MiningError
 from st_hardneg.encoders import store
-from st_hardneg.encoders.cached import CachedEncoder
+from st_hardneg.encoders.cached import CachedEncoder, on_disk
 from st_hardneg.encoders.store import Store, StoredRows, digests_of
 from tests.conftest import WORDS, random_texts, word_model
 
@@ -191,14 +194,58 @@ def test_what_does_not_fit_is_refused_before_long_work(model, word_pairs):
         HardNegativeDataset(word_pairs, max_memory=0)
 
 
-def test_an_index_that_would_hold_everything_is_refused(model, word_pairs, tmp_path):
+@pytest.mark.usefixtures("small_files")
+def test_an_index_that_would_hold_everything_is_refused(model, word_pairs, tmp_path, monkeypatch):
+    """After the first texts, not after all of them."""
     from st_hardneg.search import FaissSearcher
 
+    seen: list[str] = []
+    real = type(model).encode_document
+    monkeypatch.setattr(
+        type(model), "encode_document", lambda self, texts, **how: seen.extend(texts) or real(self, texts, **how)
+    )
     found = HardNegativeDataset(
         word_pairs, max_memory=1e-6, cache_folder=tmp_path, searcher=FaissSearcher("HNSW32"), num_negatives=1
     )
     with pytest.raises(ValueError, match="would hold all of them"):
         found.mine(model, show_progress_bar=False)
+    assert 0 < len(set(seen)) < len(found.corpus.searched)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_guide_that_does_not_fit_is_read_from_disk(model, word_pairs, tmp_path):
+    """The guide's vectors are kept where the others are, and veto the same."""
+    guide = word_model(WORDS, torch.randn(200, 16, generator=torch.Generator().manual_seed(1)))
+    corpus, options = random_texts(120, seed=3), {"num_negatives": 2, "guide": guide}
+    expected = HardNegativeDataset(word_pairs, corpus, **options)
+    found = HardNegativeDataset(word_pairs, corpus, max_memory=1e-6, cache_folder=tmp_path, **options)
+    for one in (expected, found):
+        one.mine(model, show_progress_bar=False)
+    assert (found.negative_ids == expected.negative_ids).all()
+    assert found.report.to_dict()["removed"] == expected.report.to_dict()["removed"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such locks")
+def test_vectors_of_a_mining_that_was_killed_are_removed(tmp_path):
+    """By the next mining on disk; those of one that goes on stay, and so do those of an earlier version."""
+    texts = [f"text {i}" for i in range(5)]
+    program = (
+        "import os, sys; from st_hardneg.encoders.cached import on_disk; from tests.encoders.test_store import Counted\n"
+        f"rows = on_disk(Counted(), {texts!r}, {str(tmp_path)!r}); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == 9
+    (left,) = tmp_path.glob("for_now_*")
+    (tmp_path / "for_now_unlocked").mkdir()
+    first = on_disk(Counted(), texts, str(tmp_path))
+    assert not left.exists() and len(list(tmp_path.glob("for_now_*"))) == 2
+    second = on_disk(Counted(), texts, str(tmp_path))
+    assert len(list(tmp_path.glob("for_now_*"))) == 3
+    assert torch.equal(first[torch.arange(5)], second[torch.arange(5)])
+    del first, second
+    assert [path.name for path in tmp_path.iterdir()] == ["for_now_unlocked"]
+    with pytest.raises(KeyboardInterrupt):
+        on_disk(Counted(stops_after=2), texts, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["for_now_unlocked"]
 
 
 def test_a_frozen_model_encodes_nothing_at_the_second_refresh(model, word_pairs, monkeypatch):

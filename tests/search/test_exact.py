@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +116,37 @@ def test_small_blocks_find_what_one_product_finds(k, order, monkeypatch):
     assert torch.allclose(scores, (queries @ corpus.T).gather(1, ids), atol=1e-5)
     corpus[2_000] = torch.nan
     assert searcher.search(queries, k)[1].isnan().any(dim=1).all()  # so that it is reported
+
+
+@pytest.mark.parametrize("kind", ["exact", "faiss"])
+def test_a_searcher_travels_without_its_corpus(kind):
+    """To another process, which indexes its own; and it is searched again with other numbers of queries and texts."""
+    if kind == "faiss":
+        pytest.importorskip("faiss")
+    searcher = ExactSearcher(500) if kind == "exact" else FaissSearcher("IVF4,Flat,nprobe=4")
+    corpus = vectors(2_000, dim=16)
+    searcher.index(corpus, "cosine")
+    expected = searcher.search(corpus[:100], 5)
+    sent = pickle.dumps(searcher)
+    assert len(sent) < 1_000
+    again = pickle.loads(sent)
+    again.index(corpus, "cosine")
+    for count in (3, 100, 17):
+        found = again.search(corpus[:count], 5)
+        assert torch.equal(found[0], expected[0][:count]) and torch.allclose(found[1], expected[1][:count], atol=1e-6)
+
+
+def test_threads_share_a_searcher():
+    """Each has memory of its own for the scores."""
+    searcher, corpus = ExactSearcher(), vectors(3_000, dim=16)
+    searcher.index(corpus, "dot")
+    expected = (corpus @ corpus.T).topk(4, dim=1)
+    with ThreadPoolExecutor(4) as threads:
+        for start, (ids, scores) in enumerate(
+            threads.map(lambda i: searcher.search(corpus[i : i + 40], 4), range(200))
+        ):
+            assert torch.equal(ids, expected.indices[start : start + 40])
+            assert torch.allclose(scores, expected.values[start : start + 40], atol=1e-5)
 
 
 # --- the highest so far ----------------------------------------------------------------------------------------------
