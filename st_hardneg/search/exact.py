@@ -141,7 +141,10 @@ class ExactSearcher:
             spare = self._spare.pop()  # no other thread finds it while it is in use
             if spare.dtype == dtype and len(spare) >= size:
                 return spare
-        return torch.from_numpy(large(size, np.float32)) if dtype == torch.float32 else queries.new_empty(size)
+        with torch.inference_mode(False):  # or it could not be used again outside of that mode
+            return (
+                torch.from_numpy(large(size, np.float32)) if dtype == torch.float32 else torch.empty(size, dtype=dtype)
+            )
 
     def _nearest_by_rounding(
         self, rounded: RoundedCorpus, queries: Tensor, k: int, width: int, scratch: Tensor | None
@@ -205,9 +208,10 @@ class Highest:
         """Take in the scores of a block of texts.
 
         Args:
-            scores: float of shape ``(num_texts, num_queries)``.
+            scores: Of shape ``(num_texts, num_queries)``.
             first: The row of the first text.
         """
+        scores = scores if scores.is_floating_point() else scores.float()
         found = self._above(scores)
         if found is None:
             found = scores.T.topk(min(self._k, len(scores)), dim=1)
@@ -239,7 +243,8 @@ class Highest:
             floor = self._scores[:, -1:]
             is_high = ~(_maxima(scores, num_groups) <= floor)
         queries, groups = is_high.nonzero(as_tuple=True)
-        if len(queries) * GROUP * _FEW > scores.numel():
+        # What is padded must not be taken for a score of -inf, which a function of the caller's may return.
+        if len(queries) * GROUP * _FEW > scores.numel() or bool(floor.isneginf().any()):
             return None
         members = torch.arange(GROUP, device=scores.device)
         # `scores[rows, queries]` in a third of the time.

@@ -136,6 +136,40 @@ def test_a_searcher_travels_without_its_corpus(kind):
         assert torch.equal(found[0], expected[0][:count]) and torch.allclose(found[1], expected[1][:count], atol=1e-6)
 
 
+def test_a_function_may_count_in_integers():
+    """Hamming distances, for example; they come out as float32."""
+    searcher, corpus = ExactSearcher(score_function=lambda a, b: -(torch.cdist(a, b) * 100).long()), vectors(3_000)
+    searcher.index(corpus, "cosine")
+    ids, scores = searcher.search(corpus[:5], 3)
+    assert ids[:, 0].tolist() == list(range(5)) and scores.dtype == torch.float32
+    assert torch.equal(scores, (-(torch.cdist(corpus[:5], corpus) * 100).long()).topk(3).values.float())
+
+
+def test_a_function_may_rule_texts_out():
+    """With scores of -inf: each text stands once, also where hardly any is left."""
+    table = torch.full((17, 3_000), -torch.inf)
+    table[3] = torch.randn(3_000, generator=torch.Generator().manual_seed(0))
+    table[3, 2_500:2_900] += 10
+    table[4, 2_999] = 1.0
+    searcher = ExactSearcher(500, score_function=lambda a, b: table[a[:, 0].long()][:, b[:, 0].long()])
+    searcher.index(torch.arange(3_000).float()[:, None], "cosine")
+    ids, scores = searcher.search(torch.arange(17).float()[:, None], 10)
+    assert all(len(set(row)) == 10 for row in ids.tolist())
+    assert torch.equal(scores, table.topk(10).values) and ids[4, 0] == 2_999
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_inference_mode_may_come_and_go(similarity):
+    """What is kept from one search for the next serves in both modes."""
+    searcher, corpus = ExactSearcher(), vectors(200)
+    searcher.index(corpus, similarity)
+    with torch.inference_mode():
+        expected = searcher.search(corpus[:5], 3)
+    assert torch.equal(searcher.search(corpus[:5], 3)[0], expected[0])
+    with torch.inference_mode():
+        assert torch.equal(searcher.search(corpus[:5], 3)[0], expected[0])
+
+
 def test_threads_share_a_searcher():
     """Each has memory of its own for the scores."""
     searcher, corpus = ExactSearcher(), vectors(3_000, dim=16)
