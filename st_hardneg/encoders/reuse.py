@@ -1,4 +1,4 @@
-"""Vectors that outlive a mining: of a corpus, only a share is encoded anew at a refresh, by turns."""
+"""Vectors that outlive a mining: of a corpus, only a share is encoded anew at a refresh, and the rest moves along."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from st_hardneg.corpus.texts import Ids
+from st_hardneg.encoders.drift import Drift
 from st_hardneg.encoders.fingerprint import recipe_fingerprint, texts_fingerprint
 from st_hardneg.encoders.prompts import with_texts
 from st_hardneg.encoders.protocol import Encoder
@@ -144,13 +145,17 @@ class ReusingEncoder:
             shards = self._counted(self.encoder.corpus(texts, show_progress_bar=show_progress_bar))
             yield from self._keeping(texts, shards) if self.reuse.keeps_vectors else shards
             return
-        texts, device = list(texts), found.vectors.device
-        for rows in self._share_of(texts, found):
-            some = [texts[row] for row in rows]
-            shards = self._counted(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
-            with torch.inference_mode():  # which a model's vectors may come from
-                found.vectors[torch.from_numpy(rows).to(device)] = stacked(shards, len(some)).to(device)
-            found.encoded_at[rows] = self.step
+        texts, vectors = list(texts), found.vectors
+        drift, is_old = Drift(vectors.shape[1]), torch.ones(len(texts), dtype=torch.bool)
+        with torch.inference_mode():  # which a model's vectors may come from
+            for rows in self._share_of(texts, found):
+                some, places = [texts[row] for row in rows], torch.from_numpy(rows)
+                shards = self._counted(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
+                new = stacked(shards, len(some)).to(vectors.device)
+                drift.add(vectors[places.to(vectors.device)], new)
+                vectors[places.to(vectors.device)] = new
+                is_old[places], found.encoded_at[rows] = False, self.step
+            drift.apply(vectors, is_old.nonzero().flatten().to(vectors.device))
         self._keep(key, replace(found, turn=found.turn + 1))
         yield found.vectors
 

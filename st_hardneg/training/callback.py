@@ -85,7 +85,8 @@ class MiningCallback(ScheduledMining, TrainerCallback):
             steps old it is (``mining/staleness``). True mines on the device of the training, ``"cuda:1"`` or ``"cpu"`` on
             that one. See :mod:`st_hardneg.training.background`.
         corpus_refresh_fraction: Encode only this share of the corpus at each refresh, by turns, and all queries and
-            positives; the log has the mean age of the vectors in steps (``mining/vector_age``). They are kept in memory.
+            positives; the others' vectors move as these have moved (:class:`st_hardneg.encoders.drift.Drift`). The log has
+            the mean age of the vectors in steps (``mining/vector_age``). They are kept in memory.
         refresh_scope: ``"queries"`` encodes queries only, and compares them with the vectors of the last full mining.
         refresh_when: Refresh only once the gap between the similarities of positives and negatives has grown by so much,
             such as 0.05, since the negatives were mined; a sample of 256 queries tells (``mining/gap_growth``).

@@ -70,7 +70,7 @@ def test_a_share_is_encoded_by_turns(share, turns):
 
 
 def test_the_vectors_are_those_of_their_step_and_the_report_has_their_age():
-    """After the model has changed, new vectors are the new model's and others the old one's; ages are counted in steps."""
+    """After the model has changed, new vectors are the new model's, and others the old one's, moved as these have moved."""
     found = make(num_negatives=3)
     model = Counting(0)
     found.mine(model, show_progress_bar=False)
@@ -79,6 +79,14 @@ def test_the_vectors_are_those_of_their_step_and_the_report_has_their_age():
     mining, report = mine(found, model, 8, Reuse(0.5, keeps_vectors=True))
     encoded = set(model.taken())
     old, new = by_seed(0), by_seed(1)
+    before, after = (np.stack([of(text) for text in TEXTS[40:200] if text in encoded]) for of in (old, new))
+    squares = before.T @ before
+    ridge = 1e-3 * squares.diagonal().mean() * np.eye(len(squares))
+    move = np.linalg.solve(squares + ridge, before.T @ (after - before))
+    assert len(before) > len(squares) and np.abs(move).max() > 0.01
+
+    def moved(text):
+        return old(text) + old(text) @ move
 
     def cosine(a, b):
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -86,7 +94,7 @@ def test_the_vectors_are_those_of_their_step_and_the_report_has_their_age():
     for query, text in enumerate(TEXTS[:40]):
         scores = {}
         for number, other in enumerate(found.corpus.texts.take(np.arange(len(found.corpus)))):
-            scores[number] = cosine(new(text), (new if other in encoded else old)(other))
+            scores[number] = cosine(new(text), (new if other in encoded else moved)(other))
         own = {number for number in scores if found.corpus.texts.take([number])[0] in (text, TEXTS[40 + query])}
         best = sorted(set(scores) - own, key=scores.get, reverse=True)[:3]
         assert mining.negatives.ids[query].tolist() == best
