@@ -70,7 +70,7 @@ def test_a_share_is_encoded_by_turns(share, turns):
 
 
 def test_the_vectors_are_those_of_their_step_and_the_report_has_their_age():
-    """After the model has changed, new vectors are the new model's, and others the old one's, moved as these have moved."""
+    """New vectors are the new model's, and the others the old one's, moved as these have moved."""
     found = make(num_negatives=3)
     model = Counting(0)
     found.mine(model, show_progress_bar=False)
