@@ -11,8 +11,8 @@ from torch import Tensor
 
 from st_hardneg.corpus.texts import distinct_ids
 
-# So many right answers of each query are compared one by one, which is faster than looking up each text.
-_FEW = 4
+# So many right answers of each query are compared one by one, which is faster than to look up each of so many texts.
+_FEW, _MANY = 4, 10_000
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class KnownPositives:
     def _are_keys(self, groups: Tensor, wanted: Tensor) -> Tensor:
         """Tell which of the keys that are asked for there are, each row those of one group."""
         last = len(self.keys) - 1
-        if wanted.device.type == "cpu" and wanted.shape[1] >= _FEW:
+        if wanted.device.type == "cpu" and wanted.shape[1] >= _FEW and wanted.numel() >= _MANY:
             # The keys of a group follow each other, and are few: they are compared with all that are asked for.
             start = torch.searchsorted(self.keys, groups * len(self.identities))
             count = torch.searchsorted(self.keys, (groups + 1) * len(self.identities)) - start

@@ -121,3 +121,19 @@ def test_every_cluster_counts_the_first_one_too():
     )
     found = known.is_positive(torch.arange(3), torch.arange(4))
     assert found.tolist() == [[True, True, False, False], [False, True, True, False], [False, False, True, False]]
+
+
+@pytest.mark.parametrize("most", [1, 4, 6])
+def test_many_texts_at_once_equal_a_loop(most):
+    """Thousands of look-ups, by queries with up to so many right answers or none, and with ids that are nobody's."""
+    rng = np.random.default_rng(most)
+    right = [rng.choice(50, rng.integers(0, most + 1), replace=False).tolist() for _ in range(1_500)]
+    identities = rng.integers(0, 40, 50).tolist()
+    known = KnownPositives.from_lists(right, identities)
+    queries, ids = rng.integers(-1, 1_502, 1_600), rng.integers(-1, 50, (1_600, 8))
+    same = [{identities[corpus_id] for corpus_id in row} for row in right]
+    expected = [
+        [0 <= query < 1_500 and one >= 0 and identities[one] in same[query] for one in row]
+        for query, row in zip(queries.tolist(), ids.tolist(), strict=True)
+    ]
+    assert known.contains(torch.from_numpy(queries), torch.from_numpy(ids)).tolist() == expected
