@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Folders of vectors that are kept for one mining, and what says that it goes on.
 _FOR_NOW, _LOCK = "for_now_", "lock"
+# Of this process: on some file systems to close a lock's file a second time lets go of the lock.
+_HELD: set[str] = set()
 
 
 def cached(encoder: Encoder, folder: str | None, say: Callable[..., None]) -> Encoder:
@@ -74,6 +76,7 @@ def on_disk(encoder: Encoder, texts: Sequence[str], folder: str, *, show_progres
     os.makedirs(folder, exist_ok=True)
     _clear_of_killed(folder)
     for_now = tempfile.mkdtemp(prefix=_FOR_NOW, dir=folder)
+    _HELD.add(for_now)
     lock = _locked(for_now)
     kept = CachedEncoder(encoder, for_now, "one_mining", logger.debug)
     try:
@@ -102,14 +105,16 @@ def _locked(folder: str) -> IO[bytes] | None:
 
 def _clear_of_killed(folder: str) -> None:
     """Remove vectors of one mining that processes have left which were killed: nobody holds their locks any more."""
-    for path in glob.glob(os.path.join(glob.escape(folder), f"{_FOR_NOW}*", _LOCK)) if fcntl is not None else ():
-        with suppress(OSError), open(path, "rb") as file:
+    left = set(glob.glob(os.path.join(glob.escape(folder), f"{_FOR_NOW}*"))) if fcntl is not None else set()
+    for path in left - _HELD:
+        with suppress(OSError), open(os.path.join(path, _LOCK), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: str, lock: IO[bytes] | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+    _HELD.discard(folder)
     if lock is not None:
         lock.close()
 

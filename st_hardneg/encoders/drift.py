@@ -8,6 +8,8 @@ from torch import Tensor
 _BLOCK = 65_536
 # Of the mean square of a dimension: what the map is drawn towards no movement with.
 _RIDGE = 1e-3
+# By how much a unit vector's length may differ from 1, also in half precision.
+_UNIT = 1e-2
 
 
 class Drift:
@@ -24,7 +26,7 @@ class Drift:
     def __init__(self, dim: int) -> None:
         self._squares = torch.zeros(dim, dim, dtype=torch.float64)
         self._moves = torch.zeros(dim, dim, dtype=torch.float64)
-        self._count = 0
+        self._count, self._are_unit = 0, True
 
     def add(self, old: Tensor, new: Tensor) -> None:
         """Look at texts of both times, float of shape ``(m, dim)``."""
@@ -33,6 +35,7 @@ class Drift:
             self._squares += (before.T @ before).double().cpu()
             self._moves += (before.T @ (after - before)).double().cpu()
             self._count += len(before)
+            self._are_unit &= bool(((torch.linalg.vector_norm(after, dim=1) - 1.0).abs() < _UNIT).all())
 
     def apply(self, vectors: Tensor, rows: Tensor) -> None:
         """Move some rows of a matrix, in place; none where too few texts were looked at to tell.
@@ -50,4 +53,6 @@ class Drift:
             return
         for some in rows.split(_BLOCK):
             old = vectors[some].float()
-            vectors[some] = (old + old @ move).to(vectors.dtype)
+            moved = old + old @ move
+            # Of a model whose vectors are of unit length these are, too: a dot product would tell them from others.
+            vectors[some] = (torch.nn.functional.normalize(moved, dim=1) if self._are_unit else moved).to(vectors.dtype)

@@ -147,14 +147,15 @@ class ReusingEncoder:
             return
         texts, vectors = list(texts), found.vectors
         drift, is_old = Drift(vectors.shape[1]), torch.ones(len(texts), dtype=torch.bool)
-        with torch.inference_mode():  # which a model's vectors may come from
-            for rows in self._share_of(texts, found):
-                some, places = [texts[row] for row in rows], torch.from_numpy(rows)
-                shards = self._counted(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
-                new = stacked(shards, len(some)).to(vectors.device)
-                drift.add(vectors[places.to(vectors.device)], new)
-                vectors[places.to(vectors.device)] = new
-                is_old[places], found.encoded_at[rows] = False, self.step
+        for rows in self._share_of(texts, found):
+            some, places = [texts[row] for row in rows], torch.from_numpy(rows)
+            shards = self._counted(self.encoder.corpus(some, show_progress_bar=show_progress_bar))
+            new, there = stacked(shards, len(some)).to(vectors.device), places.to(vectors.device)
+            with torch.inference_mode():  # which a model's vectors may come from
+                drift.add(vectors[there], new)
+                vectors[there] = new
+            is_old[places], found.encoded_at[rows] = False, self.step
+        with torch.inference_mode():
             drift.apply(vectors, is_old.nonzero().flatten().to(vectors.device))
         self._keep(key, replace(found, turn=found.turn + 1))
         yield found.vectors

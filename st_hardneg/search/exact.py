@@ -66,7 +66,8 @@ class ExactSearcher:
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what it has indexed, which is large: another process indexes its own.
-        return {"corpus_chunk_size": self.corpus_chunk_size, "score_function": self.score_function, "_spare": []}
+        indexed = ("_corpus", "_inverse_lengths", "_rounded")
+        return {name: value for name, value in self.__dict__.items() if name not in indexed} | {"_spare": []}
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus, float of shape ``(num_corpus, dim)``."""

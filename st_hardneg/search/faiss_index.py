@@ -45,7 +45,7 @@ class FaissSearcher:
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what it has indexed, which is large: another process indexes its own.
-        return {name: getattr(self, name) for name in ("factory", "is_exact", "search_parameters")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_corpus", "_index")}
 
     def index(self, corpus_embeddings: Tensor, similarity_fn_name: str) -> None:
         """Take in the corpus, float of shape ``(num_corpus, dim)``.

@@ -5,8 +5,8 @@
 
 Printed are nDCG@10 mined once, refreshed each epoch, with ``corpus_refresh_fraction=0.5`` and with
 ``refresh_scope="queries"``, the share of the gain of a full refresh that each has, and the share of its encoding.
-``--check`` fails unless half the corpus has at least 80 % of the gain with at most 65 % of the texts: queries and
-positives, a tenth of SciFact's texts each, are encoded at every refresh, and half of the others.
+``--check`` fails unless half the corpus has at least 80 % of the gain with at most 60 % of the texts: queries and
+positives, 13 and 9 % of SciFact's texts, are encoded at every refresh, and half of the others, so that it is 61 % there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
             f"texts encoded {shares[name]:.0%}, vectors {mean(ages[name]):.1f} steps old"
         )
     if arguments.check:
-        assert gains["half the corpus"] >= 0.8 and shares["half the corpus"] <= 0.65
+        assert gains["half the corpus"] >= 0.8 and shares["half the corpus"] <= 0.6
 
 
 if __name__ == "__main__":

@@ -64,3 +64,18 @@ def test_half_precision_stays_half():
     drift.add(old[:50].bfloat16(), (2 * old[:50]).bfloat16())
     drift.apply(kept, torch.arange(50, 100))
     assert kept.dtype == torch.bfloat16 and torch.allclose(kept[50:].float(), 2 * old[50:], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("is_unit", [True, False])
+def test_unit_vectors_stay_unit_vectors(is_unit):
+    """A dot product compares moved ones with others as before; of other models lengths move along."""
+    normalize = torch.nn.functional.normalize
+    old, turn = normalize(vectors(500, 8, 9), dim=1), vectors(8, 8, 10)
+    new = normalize(old @ turn, dim=1) if is_unit else 3 * old
+    kept, drift = old.clone(), Drift(8)
+    drift.add(old[:100], new[:100])
+    drift.apply(kept, torch.arange(100, 500))
+    lengths = torch.linalg.vector_norm(kept[100:], dim=1)
+    assert torch.allclose(
+        lengths, torch.full_like(lengths, 1.0 if is_unit else 3.0), atol=0.05 if not is_unit else 1e-5
+    )

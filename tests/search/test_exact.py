@@ -124,12 +124,14 @@ def test_a_searcher_travels_without_its_corpus(kind):
     if kind == "faiss":
         pytest.importorskip("faiss")
     searcher = ExactSearcher(500) if kind == "exact" else FaissSearcher("IVF4,Flat,nprobe=4")
+    searcher.of_a_subclass = "its own"
     corpus = vectors(2_000, dim=16)
     searcher.index(corpus, "cosine")
     expected = searcher.search(corpus[:100], 5)
     sent = pickle.dumps(searcher)
     assert len(sent) < 1_000
     again = pickle.loads(sent)
+    assert again.of_a_subclass == "its own"
     again.index(corpus, "cosine")
     for count in (3, 100, 17):
         found = again.search(corpus[:count], 5)
